@@ -1,0 +1,29 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The first accelerate_configs file a user meets; on a machine without GPUs it gives two processes.
+DEMO := $(BIN)/accelerate launch --config_file accelerate_configs/2gpu.yaml train_segmentation.py
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed  ## train a segmenter on built-in data, in two processes, for a few minutes
+	$(DEMO) --epochs 12
+
+test: $(VENV)/.installed-test  ## every test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+clean:  ## remove the virtual environment, not the runs
+	rm -rf $(VENV)
