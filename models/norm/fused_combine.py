@@ -1,0 +1,119 @@
+"""`kernels.combine_and_track` as one Triton kernel: one launch in place of about twenty.
+
+Not yet run on GPUs; the tests run it on CPU through Triton's interpreter.
+"""
+
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # no CUDA build of torch: the plain version is used
+    triton = None
+
+BLOCK = 128
+
+
+def has_triton() -> bool:
+    """Whether the kernel can be launched."""
+    return triton is not None
+
+
+if triton is not None:
+
+    @triton.jit
+    def _combine(
+        rows,
+        mean_out,
+        var_out,
+        invstd_out,
+        total_out,
+        running_mean,
+        running_var,
+        batches,
+        eps,
+        momentum,
+        channels,
+        ranks,
+        TRACK: tl.constexpr,
+        CUMULATIVE: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
+        channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        inside = channel < channels
+        width = 2 * channels + 1
+        total = tl.load(rows + 2 * channels)
+        for rank in range(1, ranks):
+            total += tl.load(rows + rank * width + 2 * channels)
+        divisor = tl.maximum(total, 1.0)
+        mean = tl.zeros([BLOCK], dtype=mean_out.dtype.element_ty)
+        for rank in range(0, ranks):
+            row = rows + rank * width
+            weight = tl.load(row + 2 * channels) / divisor
+            mean += weight * tl.load(row + channel, mask=inside, other=0.0)
+        var = tl.zeros([BLOCK], dtype=mean_out.dtype.element_ty)
+        for rank in range(0, ranks):
+            row = rows + rank * width
+            weight = tl.load(row + 2 * channels) / divisor
+            gap = tl.load(row + channel, mask=inside, other=0.0) - mean
+            var += weight * (tl.load(row + channels + channel, mask=inside, other=0.0) + gap * gap)
+        tl.store(mean_out + channel, mean, mask=inside)
+        tl.store(var_out + channel, var, mask=inside)
+        tl.store(invstd_out + channel, 1.0 / tl.sqrt(var + eps), mask=inside)
+        # Every program stores the same number: no program waits for another.
+        tl.store(total_out, total)
+        if TRACK:
+            counted = total > 0
+            if CUMULATIVE:
+                # The caller has counted this batch: every program reads the number.
+                step = 1.0 / tl.maximum(tl.load(batches).to(tl.float32), 1.0)
+            else:
+                step = momentum
+                if tl.program_id(0) == 0:
+                    tl.store(batches, tl.load(batches) + counted.to(tl.int64))
+            step = tl.where(counted, step, 0.0)
+            unbiased = var * (total / tl.maximum(total - 1.0, 1.0))
+            old_mean = tl.load(running_mean + channel, mask=inside, other=0.0)
+            old_var = tl.load(running_var + channel, mask=inside, other=0.0)
+            new_mean = old_mean + step * (mean - old_mean)
+            new_var = old_var + step * (unbiased - old_var)
+            tl.store(running_mean + channel, new_mean, mask=inside)
+            tl.store(running_var + channel, new_var, mask=inside)
+
+
+def combine_on_gpu(
+    rows: Tensor,
+    eps: float,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batches: Tensor | None,
+    momentum: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `kernels.combine_and_track`; float32 rows. One launch, four where momentum is None."""
+    rows = rows.contiguous()
+    ranks, width = rows.shape
+    channels = (width - 1) // 2
+    mean, var, invstd = rows.new_empty(3, channels).unbind(0)
+    total = rows.new_empty(())
+    track = running_mean is not None
+    if track and momentum is None:
+        # Counted before the launch: its programs all read the number and could not also write it.
+        batches.add_(rows[:, -1].sum() > 0)
+    _combine[(triton.cdiv(channels, BLOCK),)](
+        rows,
+        mean,
+        var,
+        invstd,
+        total,
+        running_mean if track else mean,
+        running_var if track else var,
+        batches if track else total,
+        eps,
+        0.0 if momentum is None else momentum,
+        channels,
+        ranks,
+        TRACK=track,
+        CUMULATIVE=momentum is None,
+        BLOCK=BLOCK,
+    )
+    return mean, var, invstd, total
