@@ -1,0 +1,119 @@
+"""The blocks that the project's own networks are built from, for pictures and for clips.
+
+`dims` is the number of convolved dimensions: 2 for pictures (B, C, H, W), 3 for clips
+(B, C, T, H, W). Every normalisation layer is a plain `nn.BatchNorm`: the scripts replace it, when
+asked to, in the finished network.
+"""
+
+from torch import Tensor, nn
+
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+# One number for all dimensions or one for each, like the (1, 3, 3) of a factorised 3-D convolution.
+Size = int | tuple[int, ...]
+
+
+class ConvBNAct(nn.Module):
+    """Convolution → BatchNorm → SiLU (https://arxiv.org/abs/1702.03118).
+
+    Padded so that stride 1 keeps the size and stride 2 halves it, rounding up. `act=False` leaves
+    the SiLU out, for a layer that ends a residual branch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size = 3,
+        stride: Size = 1,
+        *,
+        dilation: int = 1,
+        groups: int = 1,
+        act: bool = True,
+        dims: int = 2,
+    ) -> None:
+        super().__init__()
+        kernel = (kernel_size,) * dims if isinstance(kernel_size, int) else kernel_size
+        self.conv = CONV[dims](
+            in_channels,
+            out_channels,
+            kernel,
+            stride,
+            padding=tuple(k // 2 * dilation for k in kernel),
+            dilation=dilation,
+            groups=groups,
+            bias=False,  # BatchNorm subtracts the mean, and any bias with it
+        )
+        self.bn = BATCH_NORM[dims](out_channels)
+        self.act = nn.SiLU() if act else nn.Identity()
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *size) → (B, out_channels, *(size / stride))."""
+        return self.act(self.bn(self.conv(x)))
+
+
+class SeparableConv(nn.Sequential):
+    """A spatial ConvBNAct for each channel by itself, then a pointwise one that mixes the channels.
+
+    Nearly as good as a full convolution at about 1/9 of its cost, which is what makes dilated
+    convolutions of 256 channels affordable (https://arxiv.org/abs/1802.02611, section 3.1).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, dilation: int = 1) -> None:
+        super().__init__(
+            ConvBNAct(in_channels, in_channels, 3, dilation=dilation, groups=in_channels),
+            ConvBNAct(in_channels, out_channels, 1),
+        )
+
+
+class ResidualBlock(nn.Module):
+    """x ↦ SiLU(shortcut(x) + branch(x)) with two 3x3 convolutions in the branch.
+
+    The basic block of https://arxiv.org/abs/1512.03385. With `zero_init` the last BatchNorm of the
+    branch starts at gamma = 0: the block starts as its shortcut and the network as a shallow one,
+    which trains more steadily from scratch (https://arxiv.org/abs/1706.02677, section 5.1).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: Size = 1,
+        *,
+        zero_init: bool = True,
+        dims: int = 2,
+    ) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            ConvBNAct(in_channels, out_channels, 3, stride, dims=dims),
+            ConvBNAct(out_channels, out_channels, 3, act=False, dims=dims),
+        )
+        same_shape = in_channels == out_channels and stride == 1
+        self.shortcut = (
+            nn.Identity()
+            if same_shape
+            else ConvBNAct(in_channels, out_channels, 1, stride, act=False, dims=dims)
+        )
+        self.act = nn.SiLU()
+        if zero_init:
+            nn.init.zeros_(self.branch[-1].bn.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *size) → (B, out_channels, *(size / stride))."""
+        return self.act(self.shortcut(x) + self.branch(x))
+
+
+class LogitsHead(nn.Sequential):
+    """Feature map → one logit per class and pixel, at the feature map's resolution.
+
+    `hidden` channels of a 3x3 ConvBNAct in between make it the auxiliary head of
+    https://arxiv.org/abs/1612.01105, section 3.4; without them it is a 1x1 convolution.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, hidden: int = 0) -> None:
+        # PyTorch's own initialisation. Starting near zero, as detectors do against rare positives,
+        # would cost Adam some hundred steps in which the logits only grow.
+        logits = nn.Conv2d(hidden or in_channels, num_classes, 1)
+        super().__init__(*([ConvBNAct(in_channels, hidden)] if hidden else []), logits)

@@ -1,0 +1,157 @@
+"""The segmentation models by name: `build_segmentation_model("unet", num_classes=5)`.
+
+Every model maps normalised pictures (B, 3, H, W) to {"out": logits (B, num_classes, H, W)}; one
+with an auxiliary head adds "aux", of the same shape, while training.
+"""
+
+import copy
+from functools import partial
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from errors import UserError
+from models.backbones import build_backbone
+from models.deeplabv3plus import DeepLabV3Plus
+from models.registry import unknown_name
+from models.unet import UNet
+from models.weights import NAMED_WEIGHTS, downloading, load_matching, load_weights, logger
+
+DEFAULT_BACKBONE = "syncbnnet"
+
+
+def build_segmentation_model(
+    name: str,
+    num_classes: int,
+    *,
+    backbone: str | None = None,
+    weights: str = "none",
+    aux_loss: bool = False,
+) -> nn.Module:
+    """The segmentation model called `name`; SEGMENTATION_MODELS lists them.
+
+    `backbone` is for the project's own models; see models/backbones.py. `weights` is
+
+        none      random, by torch's global generator
+        default   all that is published: torchvision's segmenter, or the backbone of an own model;
+                  a head of other classes stays random
+        backbone  the backbone trained on ImageNet, the rest random
+        a path    a .safetensors or .pth file; what does not fit is logged
+
+    Raises UserError for an unknown name and for a combination that does not exist.
+    """
+    if name not in SEGMENTATION_MODELS:
+        raise unknown_name("segmentation model", name, SEGMENTATION_MODELS)
+    published = weights if weights in NAMED_WEIGHTS else "none"
+    model = SEGMENTATION_MODELS[name](
+        name, num_classes, backbone=backbone, weights=published, aux_loss=aux_loss
+    )
+    if weights != published:
+        load_weights(model, weights)
+    return model
+
+
+def _build_own(
+    network: type[nn.Module],
+    name: str,
+    num_classes: int,
+    *,
+    backbone: str | None,
+    weights: str,
+    aux_loss: bool,
+) -> nn.Module:
+    backbone = backbone or DEFAULT_BACKBONE
+    # DeepLab's dilated convolutions were designed for a coarsest map at a sixteenth.
+    output_stride = 16 if network is DeepLabV3Plus else None
+    features = build_backbone(backbone, weights, output_stride=output_stride)
+    model = network(features, num_classes, aux_loss=aux_loss)
+    if backbone.startswith("timm/"):
+        freeze_unused(model)
+    return model
+
+
+def _build_torchvision(
+    name: str, num_classes: int, *, backbone: str | None, weights: str, aux_loss: bool
+) -> nn.Module:
+    if backbone not in (None, DEFAULT_BACKBONE):
+        raise UserError(
+            f"{name} has its backbone built in: leave out --backbone {backbone}, or choose a model "
+            "that takes one, --model unet or deeplabv3plus."
+        )
+    options = {"aux_loss": aux_loss}
+    if name.startswith("lraspp"):
+        if aux_loss:
+            raise UserError(f"{name} has no auxiliary head: train it without the auxiliary loss.")
+        options = {}
+    with downloading(f"the weights of {name}"):
+        model = torchvision.models.get_model(
+            name,
+            num_classes=num_classes,
+            weights=None,
+            weights_backbone="DEFAULT" if weights == "backbone" else None,
+            **options,
+        )
+    if weights == "default":
+        published = torchvision.models.get_model_weights(name).DEFAULT
+        with downloading(f"the weights of {name}"):
+            state = published.get_state_dict(progress=False, check_hash=True)
+        if not aux_loss:
+            state = {k: v for k, v in state.items() if not k.startswith("aux_classifier.")}
+        if report := load_matching(model, state, f"{name}'s {published.name}"):
+            logger.warning(report)
+    return TorchvisionSegmenter(model) if aux_loss else model
+
+
+SEGMENTATION_MODELS = {
+    "unet": partial(_build_own, UNet),
+    "deeplabv3plus": partial(_build_own, DeepLabV3Plus),
+    "fcn_resnet50": _build_torchvision,
+    "fcn_resnet101": _build_torchvision,
+    "deeplabv3_resnet50": _build_torchvision,
+    "deeplabv3_resnet101": _build_torchvision,
+    "deeplabv3_mobilenet_v3_large": _build_torchvision,
+    "lraspp_mobilenet_v3_large": _build_torchvision,
+}
+
+
+class TorchvisionSegmenter(nn.Module):
+    """A torchvision FCN or DeepLabV3 that runs its auxiliary head while training only.
+
+    torchvision's own forward always runs it, which evaluation would pay for and not use. The parts
+    keep their names, so the weights are interchangeable with torchvision's.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        self.classifier = model.classifier
+        self.aux_classifier = model.aux_classifier
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) → {"out": (B, num_classes, H, W)}, and "aux" alike while training."""
+        features = self.backbone(x)
+        result = {"out": self.classifier(features["out"])}
+        if self.training:
+            result["aux"] = self.aux_classifier(features["aux"])
+        size = x.shape[-2:]
+        return {
+            key: F.interpolate(logits, size, mode="bilinear", align_corners=False)
+            for key, logits in result.items()
+        }
+
+
+def freeze_unused(model: nn.Module) -> None:
+    """Turns off the gradient of parameters that no output depends on.
+
+    DistributedDataParallel waits for the gradient of every parameter that asks for one. HRNet, for
+    example, ends in layers that only serve feature maps which DeepLabV3+ does not read.
+    """
+    # A copy on the meta device computes the graph and no values: no memory, no time, and the
+    # running statistics and the random state stay as they are.
+    twin = copy.deepcopy(model).to("meta").train()
+    outputs = twin(torch.empty(2, 3, 128, 128, device="meta"))
+    sum(logits.sum() for logits in outputs.values()).backward()
+    for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
+        mine.requires_grad_(other.grad is not None)

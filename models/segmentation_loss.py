@@ -1,0 +1,64 @@
+"""Segmentation losses as sums, to be divided by counts over the global batch."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORE = 255
+
+
+def cross_entropy_sum(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """Cross entropy added over the valid pixels, each times its class's weight.
+
+    Args:
+        logits: (B, K, H, W).
+        target: class ids (B, H, W), int64, 255 where ignored.
+        weight: (K,) or None.
+    """
+    return F.cross_entropy(logits, target, weight, ignore_index=IGNORE, reduction="sum")
+
+
+def weight_sum(target: Tensor, weight: Tensor | None) -> Tensor:
+    """The denominator of ``cross_entropy_sum``: valid pixels, times their classes' weights."""
+    valid = target != IGNORE
+    if weight is None:
+        return valid.sum()
+    return (weight[target.masked_fill(~valid, 0)] * valid).sum()
+
+
+def dice_sum(logits: Tensor, target: Tensor) -> Tensor:
+    """Soft Dice loss of each picture, added over the pictures (Milletari et al., V-Net, 2016).
+
+    A picture's loss is the mean over the classes that occur in it of 1 - 2 |P T| / (|P| + |T|).
+    Each picture counts by itself, so the sum over a global batch doesn't depend on how the batch
+    is split over processes.
+
+    Args:
+        logits: (B, K, H, W).
+        target: class ids (B, H, W), int64, 255 where ignored.
+    """
+    valid = (target != IGNORE).unsqueeze(1)
+    probability = logits.softmax(1) * valid
+    truth = F.one_hot(target.masked_fill(~valid.squeeze(1), 0), logits.shape[1])
+    truth = truth.movedim(-1, 1) * valid
+    overlap = (probability * truth).sum((2, 3))
+    total = (probability + truth).sum((2, 3))
+    present = truth.sum((2, 3)) > 0
+    loss = (1 - 2 * overlap / total.clamp(min=1e-6)) * present
+    return (loss.sum(1) / present.sum(1).clamp(min=1)).sum()
+
+
+def median_frequency_weights(pixels: Tensor, images: Tensor) -> Tensor:
+    """Class weights median(f) / f_c (Eigen & Fergus, 2015).
+
+    Args:
+        pixels: (K,) pixels of each class in the data set.
+        images: (K,) pictures in which the class occurs; f_c is their mean number of pixels of c.
+
+    Returns:
+        (K,) weights; 0 for a class that doesn't occur.
+    """
+    frequency = pixels.double() / images.clamp(min=1)
+    present = frequency > 0
+    weights = frequency[present].quantile(0.5) / frequency.clamp(min=1e-12)
+    return torch.where(present, weights, 0.0).float()
