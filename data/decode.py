@@ -1,0 +1,119 @@
+"""Pictures from paths or bytes to uint8 tensors, and the error that names an unreadable one.
+
+A picture is a cell of a ``datasets.Image(decode=False)`` column: ``{"path": str, "bytes": bytes}``,
+of which one may be None. Images are decoded by torchvision, which reads a JPEG in down to half of
+Pillow's time, and by Pillow where torchvision can't. Masks are decoded by Pillow, which is as fast
+on them and returns the stored ids of every palette and bit depth; torchvision 0.29 reads palette
+masks of 1, 2 or 4 bits (PNG files of up to 16 classes) as garbage.
+"""
+
+import io
+import re
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms.v2 import functional as F
+
+from errors import UserError
+
+try:
+    from torchvision.io import decode_image
+except ImportError:  # torchvision has announced the removal of its decoders
+    decode_image = None
+
+Cell = dict  # {"path": str | None, "bytes": bytes | None}
+
+
+class SampleError(UserError):
+    """A sample that can't be used; the message is one sentence that names its file.
+
+    A DataLoader re-raises a worker's exception as ``type(error)(report)``, where the report is the
+    worker's traceback with the message as its last line. This class takes the message back out, so
+    the main process catches the same exception however many workers there are.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+def read_image(cell: Cell, name: str) -> torch.Tensor:
+    """Decode an image as RGB, upright as its EXIF orientation says.
+
+    Args:
+        cell: path or bytes of a JPEG, PNG, WebP or GIF, or of anything else that Pillow opens.
+        name: what a message calls the picture.
+
+    Returns:
+        uint8 tensor (3, H, W).
+
+    Raises:
+        SampleError: the picture is missing or can't be decoded to its last row.
+    """
+    if decode_image is None:
+        return _read_with_pillow(cell, name)
+    source = cell["path"] if cell["bytes"] is None else _tensor(cell["bytes"])
+    try:
+        image = decode_image(source, mode="RGB", apply_exif_orientation=True)
+    except (RuntimeError, ValueError) as error:
+        if "Unsupported image file" in str(error):
+            return _read_with_pillow(cell, name)
+        raise _undecodable(name, error) from None
+    if image.dtype != torch.uint8:  # 16-bit PNG
+        image = F.to_dtype(image, torch.uint8, scale=True)
+    return image[0] if image.ndim == 4 else image  # the first frame of an animation
+
+
+def read_mask(cell: Cell, name: str) -> np.ndarray:
+    """Decode a mask without interpreting it.
+
+    Returns:
+        uint8 array (H, W) of the stored ids (for a palette picture: the ids, not the colours), or
+        (H, W, 3) of colours.
+
+    Raises:
+        SampleError: the mask is missing, can't be decoded to its last row, or has values over 255.
+    """
+    try:
+        with Image.open(_file(cell)) as picture:
+            if picture.mode not in ("L", "P", "1", "I", "I;16", "I;16B", "LA"):
+                return np.asarray(picture.convert("RGB"))
+            values = np.asarray(picture)
+    except Exception as error:  # Pillow's decoders raise many types for broken files
+        raise _undecodable(name, error) from None
+    values = values[..., 0] if values.ndim == 3 else values
+    if values.max(initial=0) > 255:
+        raise SampleError(
+            f"Mask {name} holds the value {values.max()}, but class ids go up to 255 at most: "
+            "it must be a mask of class ids, not of instances or depths."
+        )
+    return values.astype(np.uint8, copy=False)
+
+
+def _read_with_pillow(cell: Cell, name: str) -> torch.Tensor:
+    try:
+        with Image.open(_file(cell)) as picture:
+            if picture.mode.startswith("I;16"):  # convert would clip to 255 what goes up to 65535
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            array = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except Exception as error:
+        raise _undecodable(name, error) from None
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def _file(cell: Cell) -> str | io.BytesIO:
+    return cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
+
+
+def _tensor(data: bytes) -> torch.Tensor:
+    # bytearray: torch warns of tensors over read-only memory.
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _undecodable(name: str, error: Exception) -> SampleError:
+    if "No such file" in str(error):
+        return SampleError(f"{name} is not there: restore it, or remove it from the data set.")
+    # torchvision puts the place in its C++ source before the reason, Pillow an object's address.
+    reason = re.sub(r"^.*\.cpp:\d+, ", "", str(error).partition("\n")[0])
+    reason = re.sub(r"cannot identify image file.*", "it is no picture", reason).rstrip(".")
+    return SampleError(f"{name} can't be decoded ({reason}): replace it or remove it.")

@@ -1,0 +1,109 @@
+"""The stream of samples: which sample is used when, and with which random state.
+
+Training consumes an endless stream of dataset indices. Epoch e's part of the stream is a
+permutation drawn from (seed, e), batches run across epoch borders, and every optimizer step takes
+the next ``global_batch_size`` entries. The only state is the number of samples consumed, so a run
+resumes by arithmetic, on any number of processes and workers.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """Seed of one sample's random state: a function of (seed, epoch, index) and nothing else.
+
+    Returns:
+        A 63-bit integer, well mixed (numpy's SeedSequence), for ``torch.manual_seed``.
+    """
+    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of ``range(num_samples)`` in which an epoch visits the samples."""
+    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+
+
+class SampleStream:
+    """Random access to the endless stream of ``(epoch, index)`` pairs.
+
+    Args:
+        num_samples: size of the dataset.
+        seed: the run's seed.
+    """
+
+    def __init__(self, num_samples: int, seed: int) -> None:
+        self.num_samples = num_samples
+        self.seed = seed
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        epoch, offset = divmod(position, self.num_samples)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, epoch_order(self.num_samples, self.seed, epoch)
+        return epoch, int(self._order[offset])
+
+    def step_indices(self, step: int, global_batch_size: int) -> list[int]:
+        """Dataset indices consumed by optimizer step ``step`` (from 0) over all processes."""
+        first = step * global_batch_size
+        return [self[p][1] for p in range(first, first + global_batch_size)]
+
+
+class RankBatches(Sampler[list[tuple[int, int]]]):
+    """One process's micro-batches of the stream, for ``DataLoader(batch_sampler=...)``.
+
+    A micro-batch of all processes is ``num_processes * batch_size`` consecutive entries, of which
+    rank r takes the r-th slice: k processes with batch b normalise over and learn from the same
+    samples as one process with batch k*b.
+
+    Args:
+        stream: the stream of samples.
+        batch_size: samples per process and micro-batch.
+        rank: this process's rank.
+        num_processes: number of processes.
+        start: samples of the stream already consumed (by all processes together).
+        stop: position in the stream at which to stop.
+    """
+
+    def __init__(
+        self,
+        stream: SampleStream,
+        batch_size: int,
+        rank: int,
+        num_processes: int,
+        start: int,
+        stop: int,
+    ) -> None:
+        self.stream = stream
+        self.batch_size = batch_size
+        self.rank = rank
+        self.num_processes = num_processes
+        self.start = start
+        self.stop = stop
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        micro_batch = self.num_processes * self.batch_size
+        for first in range(self.start, self.stop - micro_batch + 1, micro_batch):
+            mine = first + self.rank * self.batch_size
+            yield [self.stream[p] for p in range(mine, mine + self.batch_size)]
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) // (self.num_processes * self.batch_size)
+
+
+class RankShard(Sampler[tuple[int, int]]):
+    """One process's share of an evaluation: every sample exactly once over all processes, unpadded.
+
+    Shares may differ by one sample, so an evaluation must not use a collective per batch.
+    """
+
+    def __init__(self, num_samples: int, rank: int, num_processes: int) -> None:
+        self.indices = range(rank, num_samples, num_processes)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter([(0, index) for index in self.indices])
+
+    def __len__(self) -> int:
+        return len(self.indices)
