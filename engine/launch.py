@@ -1,0 +1,158 @@
+"""Starting a script: who runs it, on which device, and how its errors end the job.
+
+``accelerate launch``, ``torchrun`` and plain ``python`` all arrive here. Checks come before any
+work, and each refusal is one sentence that says what to type instead.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from engine.options import CommonOptions, Options, parse
+from errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Result = TypeVar("Result")
+
+# A process that fails because a peer has died waits this long, so that the launcher sees and
+# reports the peer's own error, and ends this process, first.
+SECONDS_FOR_THE_FIRST_ERROR = 5.0
+
+
+def read_options(options_class: type[Options], description: str) -> Options:
+    """``parse`` for the top of a script: prints on the first process only, ends on a mistake."""
+    if _rank() != 0:
+        logging.disable(logging.WARNING)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it lives as long as the process)
+    return _guarded(lambda: parse(options_class, description))
+
+
+def run(main: Callable[[Options], int], options: Options) -> None:
+    """Run a script's ``main`` and end the process with the exit status that it returns.
+
+    A UserError ends it with status 2 and one sentence; any other error with status 1 and its
+    traceback. Either is also left where torchrun and ``accelerate launch`` look for it, so the
+    first failing process's error is the last thing on the screen.
+    """
+    sys.exit(_guarded(lambda: main(options)))
+
+
+def _guarded(call: Callable[[], Result]) -> Result:
+    try:
+        return call()
+    except UserError as error:
+        _wait_for_others(is_own_error=_rank() == 0)
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("Interrupted.", 130)
+    except Exception as error:
+        _wait_for_others(is_own_error=not _peer_died(error))
+        _fail(traceback.format_exc(), 1)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def _wait_for_others(is_own_error: bool) -> None:
+    """A mistake in the options is every process's; it should be said once, by the first."""
+    if not is_own_error:
+        time.sleep(SECONDS_FOR_THE_FIRST_ERROR)
+
+
+def _peer_died(error: Exception) -> bool:
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or any(
+        sign in str(error) for sign in ("Connection closed by peer", "Connection reset", "gloo")
+    )
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if error_file:
+        with open(error_file, "w") as file:
+            json.dump({"message": message, "timestamp": int(time.time())}, file)
+    sys.stdout.flush()
+    # Not sys.exit: tearing down a process group whose peers are gone can block for minutes.
+    os._exit(status)
+
+
+def create_accelerator(options: CommonOptions) -> "Accelerator":
+    """Choose the device and join the other processes.
+
+    Without a CUDA device the processes of a multi-GPU launch form one gloo group. Accelerate alone
+    would start as many independent trainings as there are processes.
+
+    Returns:
+        An ``accelerate.Accelerator`` with a TensorBoard tracker.
+
+    Raises:
+        UserError: more processes than GPUs, or a precision that the device doesn't have.
+    """
+    import torch
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.utils import ProjectConfiguration
+
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    use_cpu = options.cpu or not torch.cuda.is_available()
+    gpus = torch.cuda.device_count()
+    if not use_cpu and local_processes > gpus:
+        raise UserError(
+            f"{local_processes} processes were launched on a machine with {gpus} GPU"
+            f"{'s' if gpus > 1 else ''}; launch with --num_processes {gpus}, or add --cpu to the "
+            "script's options to run the processes on the CPU."
+        )
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if use_cpu and precision in ("fp16", "fp8"):
+        raise UserError(
+            f"Mixed precision {precision} needs a GPU; launch with --mixed_precision no or bf16."
+        )
+    if precision == "bf16" and not use_cpu and not torch.cuda.is_bf16_supported():
+        raise UserError("This GPU has no bfloat16; launch with --mixed_precision fp16 or no.")
+    if use_cpu and options.sync_bn_impl == "torch":
+        raise UserError("torch's SyncBatchNorm refuses the CPU; use --sync_bn_impl own or auto.")
+    if options.double and precision != "no":
+        raise UserError("--double computes in float64; launch it with --mixed_precision no.")
+    if not use_cpu and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise UserError(
+            "FSDP shards the weights, which this script's EMA and checkpoints don't support; "
+            "launch it with accelerate_configs/2gpu.yaml (DistributedDataParallel) instead."
+        )
+
+    # Its successor, forward_sync_buffers, doesn't exist in torch 2.11.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+    accelerator = Accelerator(
+        cpu=use_cpu,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(project_dir=".", logging_dir="."),
+        # Each process moves its own batches and the loss is already a global mean.
+        gradient_accumulation_steps=1,
+        kwargs_handlers=[
+            # Synchronised buffers agree by construction and plain BatchNorm's are averaged before
+            # they are used, so DDP's broadcast at every forward pass would be pure cost.
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ],
+    )
+    if use_cpu and not options.cpu and world_size > 1:
+        accelerator.print(
+            f"No GPU here: {world_size} processes train one model together on the CPU (gloo)."
+        )
+    return accelerator
+
+
+def close(accelerator: "Accelerator") -> None:
+    """End the run on all processes together."""
+    # Without the barrier a gloo process can abort because its peer closed the connection first.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()

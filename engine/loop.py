@@ -1,0 +1,392 @@
+"""The training loop, the same for every task.
+
+    for each optimizer step:
+        load its micro-batches       the next entries of the stream of samples
+        sum the denominators         one small collective, so that the loss is the global mean
+        forward and backward         gradients are exchanged after the last micro-batch only
+        step, average the weights
+        sum losses and stop flags    one small collective
+        now and then: log, evaluate, save
+
+k processes with batch b compute what one computes with batch k*b. All state between two steps is
+in the checkpoint: weights, averaged weights, optimizer, loss scale and the step's number.
+"""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from data.stream import SampleStream, sample_seed
+from engine.checkpoint import weights_bytes
+from engine.collectives import sum_over_processes
+from engine.evaluation import evaluate
+from engine.loaders import (
+    Loading,
+    eval_loader,
+    precise_loader,
+    stop_workers,
+    train_batches,
+)
+from engine.optim import create_ema, create_optimizer, lr_schedule
+from engine.options import CommonOptions
+from engine.plan import make_plan
+from engine.report import Report, Stopwatch, peak_memory_bytes, profiler
+from engine.resume import Progress, State, claim_folder, find_checkpoint, read_checkpoint
+from engine.run_folder import write_atomically
+from engine.stop import StopRequest
+from engine.task import Batch, Task
+from errors import UserError
+from models.norm import (
+    Disagreement,
+    NormChoice,
+    average_running_stats,
+    precise_bn,
+    rank_disagreement,
+)
+
+# Samples named when a loss is not finite.
+NAMED_SAMPLES = 8
+
+
+class Trainer:
+    """One run: claims the folder, resumes, trains, evaluates, saves.
+
+    Args:
+        accelerator: from ``engine.launch.create_accelerator``.
+        task: the script's task.
+        model: on the device, its normalisation layers already converted.
+        norm: which normalisation was chosen and why, for the summary.
+        options: the script's options.
+
+    Raises:
+        UserError: the folder is another run's, or the checkpoint another training's.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        task: Task,
+        model: nn.Module,
+        norm: NormChoice,
+        options: CommonOptions,
+    ) -> None:
+        self.accelerator, self.task, self.norm, self.options = accelerator, task, norm, options
+        self.plan = make_plan(options, len(task.train_data), accelerator.num_processes)
+        self.identity = {
+            "global_batch_size": self.plan.global_batch_size,
+            "train_samples": len(task.train_data),
+            # In one process BatchNorm is what SyncBatchNorm is in several.
+            "norm": "sync_bn" if norm.kind == "bn" and self.plan.num_processes == 1 else norm.kind,
+            "samples_per_statistic": {
+                "bn": self.plan.batch_size,
+                "sync_bn": self.plan.batch_size * self.plan.num_processes,
+            }.get(norm.kind),
+            **task.description,
+        }
+        if options.precise_bn and norm.kind not in ("bn", "sync_bn"):
+            raise UserError(
+                f"--precise_bn recomputes BatchNorm's statistics, and with --norm {norm.kind} this "
+                "model has none; leave it out."
+            )
+        self.learning_rate = lr_schedule(options, self.plan.total_steps, self.plan.peak_lr)
+        self.stream = SampleStream(len(task.train_data), options.seed)
+        self.folder, self.path = claim_folder(accelerator, task.name, options)
+
+        # The order matters: the averaged copy is taken of the plain model, weights are loaded
+        # before DDP compares them, and DDP wraps the compiled model.
+        ema = create_ema(model, options.ema)
+        optimizer = create_optimizer(model, options)
+        self.state = State(model, ema, optimizer, accelerator.scaler, Progress())
+        checkpoint = find_checkpoint(accelerator, options, self.path)
+        self.saved_step = -1
+        if checkpoint:
+            self.state.restore(read_checkpoint(checkpoint, options, self.identity))
+            self.saved_step = self.state.progress.step
+            if not (self.path / "best.safetensors").exists():  # a new folder has no best weights
+                self.state.progress.best = {}
+        self.train_batches, self.eval_loader, self.precise_loader = self._start_loaders()
+
+        if options.compile:
+            model.compile()
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+
+        if self.folder and not options.eval_only:
+            self.folder.write_options(options)
+        start = self.state.progress.step
+        self.report = Report(accelerator, self.folder, options, start, self.plan.total_steps)
+        if checkpoint:
+            self.report.say(f"Continuing from {checkpoint}.")
+        self.stop = StopRequest().install()
+        self.unread: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        self.total, self.lap = Stopwatch(), Stopwatch()
+        self.disagreement: Disagreement | None = None
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The model that is evaluated and saved as the best: averaged, unwrapped."""
+        return self.state.ema.module if self.state.ema else self.state.model
+
+    def _start_loaders(self) -> tuple[Iterator[Batch], DataLoader, DataLoader | None]:
+        """Training batches from here to the end, validation batches, and those of precise_bn."""
+        options, plan, rank = self.options, self.plan, self.accelerator.process_index
+        loading = Loading(options.num_workers, self.accelerator.device.type == "cuda")
+        start = self.state.progress.step * plan.global_batch_size
+        stop = plan.total_steps * plan.global_batch_size
+        if options.eval_only:
+            stop = start
+        train = train_batches(self.task, self.stream, plan, rank, start, stop, loading)
+        evaluation = eval_loader(self.task, plan, rank, loading)
+        precise = None
+        if options.precise_bn:
+            # The first batches of the stream, always the same ones.
+            stop = options.precise_bn * plan.batch_size * plan.num_processes
+            precise = precise_loader(self.task, self.stream, plan, rank, stop, loading)
+        return train, evaluation, precise
+
+    def fit(self) -> int:
+        """Train to the end, or only evaluate with ``--eval_only``.
+
+        Returns:
+            The exit status: 0, or 128 + signal after a stop by SIGTERM or SIGINT.
+        """
+        started = time.monotonic()
+        try:
+            signum = self._evaluate() if self.options.eval_only else self._train()
+            if signum:
+                if not self.options.eval_only:
+                    with self.stop.busy():
+                        self._save()
+                name = signal.Signals(signum).name
+                self.report.say(f"Stopped by {name}; --resume auto continues.")
+            self._finish(time.monotonic() - started)
+        finally:
+            stop_workers(self.train_batches, self.eval_loader, self.precise_loader)
+            self.stop.close()
+            self.report.close()
+        return 128 + signum if signum else 0
+
+    def _train(self) -> int:
+        """Train; returns 0 at the end or the signal that all processes agreed to stop for."""
+        progress = self.state.progress
+        signum = self._settle() if progress.step else 0  # what an interrupted part left undone
+        with profiler(self.options.profile, self.folder) as profile_step:
+            while progress.step < self.plan.total_steps and not signum:
+                self._train_step()
+                profile_step()
+                signum = self._read_losses() or self._settle()
+        return signum
+
+    def _train_step(self) -> None:
+        """One optimizer step; nothing in it waits for the device."""
+        accelerator, task, plan = self.accelerator, self.task, self.plan
+        step = self.state.progress.step
+        micro_batches = [self._next_batch() for _ in range(plan.grad_accum)]
+        normalizers = sum_over_processes(sum(task.normalizers(batch) for batch in micro_batches))
+        # Dropout draws from (seed, step, rank); augmentation has its own seeds.
+        torch.manual_seed(sample_seed(self.options.seed, step, accelerator.process_index))
+
+        self.model.train()
+        parts: dict[str, torch.Tensor] = {}
+        for number, batch in enumerate(micro_batches, start=1):
+            is_last = number == plan.grad_accum
+            sync = contextlib.nullcontext() if is_last else accelerator.no_sync(self.model)
+            with sync, self._probe() if is_last else contextlib.nullcontext():
+                losses = task.losses(self.model, batch, normalizers)
+                # DDP averages the gradients of the processes; their shares must be added.
+                accelerator.backward(sum(losses.values()) * plan.num_processes)
+            for name, value in losses.items():
+                parts[name] = parts.get(name, 0) + value.detach().double()
+
+        progress = self.state.progress
+        progress.step += 1
+        grad_norm = torch.tensor(math.nan)
+        if self.options.clip_grad or self._log_due():
+            largest = self.options.clip_grad or math.inf
+            grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), largest)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.state.ema:
+            self.state.ema.update(self.state.model, progress.step)
+
+        self.part_names = list(parts)
+        asked = [float(self.stop.signum == s) for s in (signal.SIGINT, signal.SIGTERM)]
+        # new_full, unlike new_tensor, doesn't wait for the device.
+        values = [*parts.values(), *(normalizers.new_full((), flag) for flag in asked)]
+        values = sum_over_processes(torch.stack(values))
+        self.unread.append((progress.step, values, grad_norm))
+        self.stop.beat()
+        for watch in (self.lap, self.total):
+            watch.samples += plan.global_batch_size
+
+    def _next_batch(self) -> Batch:
+        """The next micro-batch, on the device; the time spent waiting for it is counted."""
+        before = time.monotonic()
+        batch = next(self.train_batches)
+        waited = time.monotonic() - before
+        self.lap.waited += waited
+        self.total.waited += waited
+        return self.task.to_device(batch)
+
+    @contextlib.contextmanager
+    def _probe(self) -> Iterator[None]:
+        """In the step before an evaluation, measure how far the processes' batches disagree."""
+        due = self._eval_due(self.state.progress.step + 1)
+        if not due or self.plan.num_processes == 1 or self.options.compile:
+            yield
+            return
+        with rank_disagreement(self.state.model) as probe:  # one collective, one device sync
+            yield
+        if probe.result.layers:
+            self.disagreement = probe.result
+
+    def _log_due(self) -> bool:
+        step = self.state.progress.step
+        return step % self.options.log_every == 0 or step == self.plan.total_steps
+
+    def _eval_due(self, step: int) -> bool:
+        return step % self.plan.eval_every == 0 or step == self.plan.total_steps
+
+    def _save_due(self) -> bool:
+        step = self.state.progress.step
+        return step % self.plan.checkpoint_every == 0 or step == self.plan.total_steps
+
+    def _read_losses(self) -> int:
+        """Look at the losses of the steps since the last look, and log the newest.
+
+        On a GPU this waits for the device, so it is done only every ``--log_every`` steps and
+        before evaluating or saving.
+
+        Returns:
+            The signal for which all processes have agreed to stop, or 0.
+
+        Raises:
+            UserError: a loss is not finite.
+        """
+        on_cpu = self.accelerator.device.type == "cpu"
+        step = self.state.progress.step
+        if not (on_cpu or self._log_due() or self._eval_due(step) or self._save_due()):
+            return 0
+        rows = torch.stack([values for _, values, _ in self.unread]).tolist()  # device sync
+        *_, sigint, sigterm = rows[-1]
+        for (step, _, _), row in zip(self.unread, rows, strict=True):
+            parts = dict(zip(self.part_names, row, strict=False))
+            if not all(math.isfinite(value) for value in parts.values()):
+                raise UserError(self._non_finite(step, parts))
+        if self._log_due():
+            step, _, grad_norm = self.unread[-1]
+            names = {f"loss_{name}": value for name, value in parts.items()}
+            values = {
+                "loss": sum(parts.values()),
+                **(names if len(names) > 1 else {}),
+                "lr": self.learning_rate(step - 1),
+                "grad_norm": float(grad_norm),
+                **self.lap.reading(),
+                "memory_bytes": peak_memory_bytes(self.accelerator.device),
+            }
+            self.report.train(step, step * self.plan.global_batch_size, values)
+            self.lap = Stopwatch()
+        self.report.advance(self.state.progress.step)
+        self.unread.clear()
+        return signal.SIGTERM if sigterm else signal.SIGINT if sigint else 0
+
+    def _non_finite(self, step: int, parts: dict[str, float]) -> str:
+        indices = self.stream.step_indices(step - 1, self.plan.global_batch_size)
+        names = [self.task.train_data.name(index) for index in indices[:NAMED_SAMPLES]]
+        more = len(indices) - len(names)
+        return (
+            f"The loss is not finite at step {step} "
+            f"({', '.join(f'{name} {value}' for name, value in parts.items())}) for the samples "
+            f"{', '.join(names)}{f' and {more} more' if more else ''}; lower --lr, add "
+            f"--warmup_steps or --clip_grad 1, or look at these samples. The checkpoints in "
+            f"{self.path} are from before it."
+        )
+
+    def _settle(self) -> int:
+        """Evaluate and save where it is due; also makes up for what a stop left undone."""
+        before = time.monotonic()
+        progress = self.state.progress
+        signum = 0
+        with self.stop.busy():
+            evaluates = self._eval_due(progress.step) and progress.evaluated_step != progress.step
+            if evaluates:
+                signum = self._evaluate()
+            if self._save_due() and not signum and (evaluates or self.saved_step != progress.step):
+                self._save()
+        pause = time.monotonic() - before
+        for watch in (self.lap, self.total):
+            watch.start += pause  # neither training nor waiting for data
+        return signum
+
+    def _evaluate(self) -> int:
+        """Evaluate, record, keep the best; returns the signal if it was interrupted."""
+        average_running_stats(self.eval_model)
+        if self.options.precise_bn:
+            images = (self.task.to_device(batch)["image"] for batch in self.precise_loader)
+            step, rank = self.state.progress.step, self.accelerator.process_index
+            torch.manual_seed(sample_seed(self.options.seed, step, rank))  # for dropout
+            # A compiled graph has no place for the hooks that see the layers' input.
+            with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+                precise_bn(self.eval_model.train(), images, self.options.precise_bn)
+        metrics = evaluate(
+            self.accelerator, self.task, self.eval_model, self.eval_loader, self.stop
+        )
+        if metrics is None:
+            return self.stop.signum or signal.SIGTERM
+        progress = self.state.progress
+        progress.metrics, progress.evaluated_step = metrics, progress.step
+        samples = progress.step * self.plan.global_batch_size
+        score = self.task.best_metric
+        if self.disagreement:
+            self.report.disagreement(progress.step, self.disagreement)
+        self.report.evaluation(progress.step, samples, metrics, score)
+        if self.folder:
+            self.report.pictures(progress.step, self.task.pictures(self.eval_model))
+        if metrics[score] > progress.best.get(score, -math.inf):
+            progress.best = {"step": progress.step, **metrics}
+            if self.folder and not self.options.eval_only:
+                weights = weights_bytes(self.eval_model.state_dict())
+                write_atomically(self.path / "best.safetensors", weights)
+        return 0
+
+    def _save(self) -> None:
+        """Write a checkpoint (main process); plain BatchNorm averages its statistics first."""
+        average_running_stats(self.state.model)
+        if self.state.ema:
+            average_running_stats(self.state.ema.module)
+        if self.folder:
+            self.state.save(self.path, self.options, self.identity)
+        self.saved_step = self.state.progress.step
+
+    def _finish(self, seconds: float) -> None:
+        """Write summary.json and say where everything is."""
+        progress = self.state.progress
+        summary: dict[str, Any] = {
+            "task": self.task.name,
+            "model": self.options.model,
+            "dataset": self.options.dataset,
+            "norm": {
+                "kind": self.norm.kind,
+                "reason": self.norm.reason,
+                "disagreement": self.disagreement and self.disagreement.share,
+                "advice": self.disagreement and self.disagreement.advice,
+            },
+            "world_size": self.plan.num_processes,
+            "device": str(self.accelerator.device),
+            "global_batch_size": self.plan.global_batch_size,
+            "steps": progress.step,
+            "metrics": {"best": progress.best, "last": progress.metrics},
+            **self.total.reading(),
+            "seconds": seconds,
+            "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
+        }
+        self.report.conclude(summary, self.task.best_metric)

@@ -1,0 +1,66 @@
+"""The optimizer, its learning rate as a function of the step, and the averaged weights."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from engine.options import CommonOptions
+
+MOMENTUM = 0.9
+
+
+def create_optimizer(model: nn.Module, options: CommonOptions) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum 0.9 or AdamW, fused, without decay on norm layers and biases."""
+    if options.decay_norm_and_bias or not options.weight_decay:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        groups = [{"params": parameters, "weight_decay": options.weight_decay}]
+    else:
+        groups = param_groups_weight_decay(model, weight_decay=options.weight_decay)
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=options.lr, momentum=MOMENTUM, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, lr=options.lr, fused=True)
+
+
+def lr_schedule(options: CommonOptions, steps: int, peak: float) -> Callable[[int], float]:
+    """The learning rate of optimizer step s, 0 <= s < steps.
+
+    A pure function of the step: nothing to save, nothing to step, and nothing that depends on the
+    number of processes. The warm-up is linear and comes out of ``steps``.
+
+    - poly: ``(1 - t)^0.9`` (Liu et al., ParseNet, 2015)
+    - cosine: ``(1 + cos(pi t)) / 2`` (Loshchilov & Hutter, SGDR, 2017)
+    - one_cycle: cosine from peak/25 up over the first 30 %, then down to 0 (Smith, 2018)
+    - constant
+    """
+    warmup = min(options.warmup_steps, steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        t = (step - warmup) / max(1, steps - warmup)
+        if options.schedule == "poly":
+            return (1 - t) ** 0.9
+        if options.schedule == "cosine":
+            return (1 + math.cos(math.pi * t)) / 2
+        if options.schedule == "one_cycle":
+            if t < 0.3:
+                return 1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * t / 0.3)) / 2
+            return (1 + math.cos(math.pi * (t - 0.3) / 0.7)) / 2
+        return 1.0
+
+    return lambda step: peak * factor(step)
+
+
+def create_ema(model: nn.Module, decay: float) -> ModelEmaV3 | None:
+    """An exponential moving average of weights and running statistics; None for decay 0.
+
+    Early on the average follows the weights faster (timm's warm-up: after update n it keeps
+    ``min(decay, 1 - n^(-2/3))`` of itself), so it isn't dominated by the random start. Call
+    ``update(model, step)`` with the number of optimizer steps done: given the step it has no
+    state besides the weights.
+    """
+    return ModelEmaV3(model, decay=decay, use_warmup=True) if decay else None

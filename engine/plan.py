@@ -1,0 +1,77 @@
+"""The arithmetic of a run: batches, steps and learning rate, checked before any work."""
+
+import math
+from dataclasses import dataclass
+
+from engine.options import CommonOptions
+from errors import UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run consumes its data.
+
+    Attributes:
+        batch_size: samples per process and forward pass.
+        grad_accum: forward passes per optimizer step.
+        num_processes: processes that train together.
+        global_batch_size: samples per optimizer step, over all processes.
+        total_steps: optimizer steps of the whole run.
+        eval_every: optimizer steps between evaluations.
+        checkpoint_every: optimizer steps between checkpoints.
+        peak_lr: learning rate after the warm-up, scaled to the batch if asked for.
+    """
+
+    batch_size: int
+    grad_accum: int
+    num_processes: int
+    global_batch_size: int
+    total_steps: int
+    eval_every: int
+    checkpoint_every: int
+    peak_lr: float
+
+
+def per_process_batch(options: CommonOptions, num_processes: int) -> int:
+    """Samples per process and forward pass, from --batch_size or --global_batch_size.
+
+    Raises:
+        UserError: the global batch doesn't divide into equal batches.
+    """
+    if not options.global_batch_size:
+        return options.batch_size
+    parts = num_processes * options.grad_accum
+    batch_size, rest = divmod(options.global_batch_size, parts)
+    if rest or not batch_size:
+        lower, upper = parts * batch_size, parts * (batch_size + 1)
+        near = f"{lower} or {upper}" if lower else f"{upper}"
+        raise UserError(
+            f"--global_batch_size {options.global_batch_size} does not divide into {num_processes} "
+            f"processes x {options.grad_accum} forward passes; use {near}."
+        )
+    return batch_size
+
+
+def make_plan(options: CommonOptions, num_samples: int, num_processes: int) -> Plan:
+    """Resolve the options of batch, length and learning rate.
+
+    Args:
+        options: the script's options.
+        num_samples: size of the training data.
+        num_processes: processes that train together.
+    """
+    batch_size = per_process_batch(options, num_processes)
+    global_batch = batch_size * num_processes * options.grad_accum
+    epoch_steps = max(1, num_samples // global_batch)
+    total = options.max_steps or math.ceil(options.epochs * num_samples / global_batch)
+    eval_every = options.eval_every or min(epoch_steps, max(1, total))
+    return Plan(
+        batch_size=batch_size,
+        grad_accum=options.grad_accum,
+        num_processes=num_processes,
+        global_batch_size=global_batch,
+        total_steps=total,
+        eval_every=eval_every,
+        checkpoint_every=options.checkpoint_every or eval_every,
+        peak_lr=options.lr * (global_batch / options.scale_lr if options.scale_lr else 1),
+    )

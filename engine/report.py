@@ -1,0 +1,200 @@
+"""What a run shows and writes: progress bar, metrics.jsonl, TensorBoard, summary.json."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torchvision.io import encode_png
+from tqdm import tqdm
+
+from engine.checkpoint import complete_checkpoints
+from engine.options import CommonOptions
+from engine.run_folder import RunFolder, write_atomically
+from models.norm import Disagreement
+
+
+class Report:
+    """The main process's records; on the other processes every call does nothing.
+
+    Args:
+        accelerator: its TensorBoard tracker is started here.
+        folder: the run's folder (main process) or None.
+        options: logged as hyperparameters.
+        start: optimizer steps already done when this part of the run begins.
+        total: optimizer steps of the whole run.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: RunFolder | None,
+        options: CommonOptions,
+        start: int,
+        total: int,
+    ) -> None:
+        self.folder = folder
+        if folder is None:
+            return
+        # An evaluation alone adds to what is there.
+        folder.start_metrics(sys.maxsize if options.eval_only else start)
+        self.summary_name = "evaluation.json" if options.eval_only else "summary.json"
+        accelerator.project_configuration.logging_dir = str(folder.path)
+        # purge_step: what a killed run logged beyond its last checkpoint is hidden.
+        purge = {} if options.eval_only else {"purge_step": start + 1}
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": purge})
+        self.tracker = accelerator.get_tracker("tensorboard")
+        self.writer = self.tracker.writer
+        self._log_options(options)
+        self.picture_paths: set[Path] = set()
+        self.bar = tqdm(
+            total=total, initial=start, unit="step", desc="train", dynamic_ncols=True, mininterval=1
+        )
+
+    def _log_options(self, options: CommonOptions) -> None:
+        """Options as a table and as hparams, within the run's own event file.
+
+        Accelerate's ``store_init_configuration`` would start a second event file in a folder
+        named after the time, at every resumption another one, and refuse lists.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        values = {
+            key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+            for key, value in dataclasses.asdict(options).items()
+        }
+        for summary in hparams(values, {}):
+            self.writer.file_writer.add_summary(summary)
+        table = "\n".join(f"| {key} | {value} |" for key, value in values.items())
+        self.writer.add_text("options", f"| option | value |\n|---|---|\n{table}")
+
+    def train(self, step: int, samples: int, values: dict[str, float]) -> None:
+        """A logged training step: a line in metrics.jsonl, scalars, the bar's figures."""
+        if self.folder is None:
+            return
+        # JSON has no infinity: fp16's overflows are null.
+        finite = {key: v if math.isfinite(v) else None for key, v in values.items()}
+        self.folder.log_metrics({"step": step, "samples": samples, **finite})
+        self.tracker.log({f"train/{key}": value for key, value in values.items()}, step=step)
+        rate = values["images_per_second"]
+        self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.1f} images/s", refresh=False)
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        if self.folder is not None:
+            self.bar.update(step - self.bar.n)
+
+    def evaluation(self, step: int, samples: int, metrics: dict[str, float], best: str) -> None:
+        """An evaluation: a line in metrics.jsonl, scalars, a line on the screen."""
+        if self.folder is None:
+            return
+        self.folder.log_metrics({"step": step, "samples": samples, "eval": metrics})
+        self.tracker.log({f"val/{key}": value for key, value in metrics.items()}, step=step)
+        shown = [best, *(key for key in metrics if "/" not in key and key != best)]
+        self.say(f"step {step}: " + ", ".join(f"{key} {metrics[key]:.4f}" for key in shown))
+
+    def disagreement(self, step: int, found: Disagreement) -> None:
+        """How far apart the processes' batch statistics are: what normalisation this run needs."""
+        if self.folder is not None:
+            values = {
+                "norm/disagreement": found.share,
+                "norm/disagreement_worst": found.worst_share,
+            }
+            self.tracker.log(values, step=step)
+
+    def pictures(self, step: int, pictures: dict[str, torch.Tensor]) -> None:
+        """Pictures for TensorBoard, and the newest of each as a PNG in the run's folder."""
+        for name, picture in pictures.items():
+            self.writer.add_image(f"val/{name}", picture, step)
+            path = self.folder.path / f"{name}.png"
+            write_atomically(path, encode_png(picture).numpy().tobytes())
+            self.picture_paths.add(path)
+
+    def say(self, sentence: str) -> None:
+        """Print a line above the progress bar."""
+        if self.folder is not None:
+            self.bar.write(sentence)
+
+    def close(self) -> None:
+        """Close the bar, also after an error, so that the error's sentence stands below it."""
+        if self.folder is not None:
+            self.bar.close()
+
+    def conclude(self, summary: dict[str, Any], best: str) -> None:
+        """Write the summary, and say what came out and where it is."""
+        if self.folder is None:
+            return
+        self.close()
+        self.folder.write_summary(summary, self.summary_name)
+        metrics = summary["metrics"]
+        for which in ("best", "last"):
+            if best in metrics[which]:
+                step = metrics[which].get("step", summary["steps"])
+                print(f"{which:>8}  {best} {metrics[which][best]:.4f} at step {step}")
+        path = self.folder.path
+        places = {
+            "summary": [path / self.summary_name],
+            "weights": [
+                path / "best.safetensors",
+                *complete_checkpoints(path / "checkpoints")[-1:],
+            ],
+            "pictures": sorted(self.picture_paths),
+        }
+        for what, paths in places.items():
+            print(f"{what:>8}  {', '.join(str(p) for p in paths if p.exists())}")
+        if summary["norm"]["advice"]:
+            print(f"{'norm':>8}  {summary['norm']['kind']}: {summary['norm']['advice']}")
+        print(f"{'curves':>8}  tensorboard --logdir {path}")
+
+
+class Stopwatch:
+    """Throughput and the share of time spent waiting for data, since the last reading."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.samples = 0
+        self.waited = 0.0
+
+    def reading(self) -> dict[str, float]:
+        """Samples per second over all processes and this process's waiting share."""
+        elapsed = max(time.monotonic() - self.start, 1e-9)
+        return {
+            "images_per_second": self.samples / elapsed,
+            "data_wait_fraction": self.waited / elapsed,
+        }
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Largest memory used so far: allocated on the CUDA device, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextlib.contextmanager
+def profiler(enabled: bool, folder: RunFolder | None) -> Iterator[Callable[[], None]]:
+    """A profiler of three steps, main process only; the trace goes to ``<output_dir>/profile``.
+
+    Yields:
+        A function to call after every step.
+    """
+    if not (enabled and folder):
+        yield lambda: None
+        return
+    place = folder.path / "profile"
+    with torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1),
+        on_trace_ready=torch.profiler.tensorboard_trace_handler(str(place)),
+        record_shapes=True,
+    ) as profile:
+        yield profile.step
+    print(f"Profiler trace: {place} (open it in chrome://tracing or Perfetto)")

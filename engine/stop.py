@@ -1,0 +1,117 @@
+"""Signals: finish the step, save, exit; never hang on a peer that has died.
+
+Slurm and spot machines send SIGTERM, Ctrl-C sends SIGINT, and torchrun sends SIGTERM to the
+survivors when a process of the job has failed. The first signal asks the training loop to stop at
+the next step boundary, where all processes agree on it. A survivor of a dead peer never reaches
+that boundary: it is blocked in a collective, where Python's signal handlers don't run. So signals
+are received by a thread (``signal.set_wakeup_fd`` writes to a pipe from the C handler), which ends
+the process when the loop has shown no sign of life for a while.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+# A terminal's Ctrl-C reaches a process twice: from the terminal and from the launcher.
+SAME_SIGNAL_SECONDS = 2.0
+SHORTEST_GRACE_SECONDS = 15.0
+
+
+class StopRequest:
+    """Whether this process was asked to stop, and a watch that it does."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._asked_at = 0.0
+        self._last_beat = time.monotonic()
+        self._longest_beat = 0.0
+        self._closed = False
+        self._busy = 0
+
+    def install(self) -> "StopRequest":
+        """Receive SIGTERM and SIGINT from now on (main thread only)."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        # The handlers themselves do nothing: they exist so that the wake-up pipe is written.
+        self._before = {
+            signum: signal.signal(signum, lambda *_: None)
+            for signum in (signal.SIGTERM, signal.SIGINT)
+        }
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        self._pipe = (reader, writer)
+        threading.Thread(target=self._watch, name="signals", daemon=True).start()
+        return self
+
+    def close(self) -> None:
+        """Leave signals as they were before ``install``."""
+        signal.set_wakeup_fd(-1)
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._closed = True
+
+    def beat(self) -> None:
+        """A sign of life: call it at every step and evaluation batch."""
+        now = time.monotonic()
+        self._longest_beat = max(self._longest_beat, now - self._last_beat)
+        self._last_beat = now
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Work that may take long without a sign of life, such as saving; the watch pauses."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            self._last_beat = time.monotonic()
+
+    def _watch(self) -> None:
+        reader = self._pipe[0]
+        reader.settimeout(0.5)
+        while not self._closed:
+            try:
+                received = reader.recv(16)
+            except TimeoutError:
+                received = b""
+            for signum in received:  # among them those of dead loader workers, SIGCHLD
+                if signum in (signal.SIGTERM, signal.SIGINT):
+                    self._receive(signum)
+            grace = max(SHORTEST_GRACE_SECONDS, 3 * self._longest_beat)
+            silence = time.monotonic() - max(self._last_beat, self._asked_at)
+            if self.signum and not self._busy and silence > grace:
+                self._exit("no step finished since; another process of the job may have died")
+
+    def _receive(self, signum: int) -> None:
+        now = time.monotonic()
+        if self.signum and now - self._asked_at > SAME_SIGNAL_SECONDS:
+            self._exit("asked twice")
+        if not self.signum:
+            self.signum, self._asked_at = signum, now
+
+    def _exit(self, why: str) -> None:
+        name = signal.Signals(self.signum).name
+        print(f"Stopped at once by {name}: {why}.", file=sys.stderr, flush=True)
+        os._exit(128 + self.signum)
+
+
+def leave_signals_to_the_loop(_worker_id: int) -> None:
+    """``worker_init_fn`` of every loader: the loop, not a signal, decides when its workers end.
+
+    Ctrl-C and Slurm signal every process of the job, and a loop whose workers die can't finish its
+    step. SIGTERM from the loop's own process still ends a worker, as multiprocessing expects.
+    """
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
