@@ -1,0 +1,128 @@
+"""Runs of the training scripts for the tests: in this process, or launched as a user would."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+LAUNCH = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+
+# Small enough for a step to take milliseconds, with everything switched on that costs nothing.
+TINY = {
+    "image_size": [32, 32],
+    "crop_size": [32, 32],
+    "limit_train": 16,
+    "limit_val": 5,
+    "max_steps": 2,
+    "batch_size": 2,
+    "num_workers": 0,
+    "log_every": 1,
+    "pictures": 1,
+    "warmup_steps": 0,
+}
+
+
+@dataclass
+class Run:
+    """What a run left behind.
+
+    Attributes:
+        path: its output folder.
+        status: its exit status.
+        output: what it printed, both streams.
+    """
+
+    path: Path
+    status: int
+    output: str = ""
+
+    @property
+    def lines(self) -> list[dict]:
+        """metrics.jsonl."""
+        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def steps(self) -> list[dict]:
+        """The lines of training steps."""
+        return [line for line in self.lines if "loss" in line]
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of every logged step."""
+        return [line["loss"] for line in self.steps]
+
+    @property
+    def evals(self) -> list[dict]:
+        """The metrics of every evaluation."""
+        return [line["eval"] for line in self.lines if "eval" in line]
+
+    @property
+    def summary(self) -> dict:
+        """summary.json."""
+        return json.loads((self.path / "summary.json").read_text())
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """Names of the checkpoints."""
+        return sorted(path.name for path in (self.path / "checkpoints").iterdir())
+
+
+def flags(**options: object) -> list[str]:
+    """Options as a command line."""
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def launched(command: list[str], path: Path, timeout: float = 300, **environment: str) -> Run:
+    """Run a command as a user would, in the repository, with one thread per process."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        env.pop(name, None)  # as earlier runs in this process may have left them
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=env,
+        timeout=timeout,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return Run(path, done.returncode, done.stdout)
+
+
+def accelerate(processes: int, *arguments: str) -> list[str]:
+    """An ``accelerate launch`` command with the 2-GPU file and so many processes."""
+    config = str(ROOT / "accelerate_configs" / "2gpu.yaml")
+    options = ["--config_file", config, "--num_processes", str(processes)]
+    return [*LAUNCH, *options, "--main_process_port", "0", *arguments]
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Callable[..., Run]:
+    """Train a tiny segmenter in this process: ``train("name", lr=0.1, ...)``."""
+    import train_segmentation
+
+    def run(name: str = "run", **options: object) -> Run:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        path = tmp_path / name
+        settings = TINY | {"output_dir": str(path)} | options
+        parsed = train_segmentation.Options(**settings)
+        parsed.check()
+        status = train_segmentation.main(parsed)
+        return Run(path, status)
+
+    return run
+
+
+def write_recipe(path: Path, **options: object) -> str:
+    """Write options as a file for ``--config``."""
+    path.write_text(yaml.safe_dump(options))
+    return str(path)

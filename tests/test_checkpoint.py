@@ -1,0 +1,204 @@
+"""Checkpoints: complete or absent, verified, free of code; and who may write a folder."""
+
+import errno
+import json
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import checkpoint as module
+from engine.checkpoint import (
+    Checkpoint,
+    complete_checkpoints,
+    load_checkpoint,
+    newest_good_checkpoint,
+    save_checkpoint,
+)
+from engine.run_folder import RunFolder, write_atomically
+from errors import UserError
+from tests.conftest import ROOT
+
+
+def save(folder: Path, step: int, keep: int = 3) -> Path:
+    weights = {"a.weight": torch.full((3, 2), float(step)), "n": torch.tensor(step)}
+    optimizer = {"optimizer": {"state": {0: {"momentum": torch.ones(2)}}}, "scaler": None}
+    state = {"step": step, "best": {"miou": 0.5}}
+    return save_checkpoint(folder, Checkpoint(weights, weights, optimizer, state), keep)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    loaded = load_checkpoint(save(tmp_path, 7))
+    assert loaded.state == {"step": 7, "best": {"miou": 0.5}}
+    assert torch.equal(loaded.model["a.weight"], torch.full((3, 2), 7.0))
+    assert torch.equal(loaded.ema["n"], torch.tensor(7))
+    assert torch.equal(loaded.optimizer["optimizer"]["state"][0]["momentum"], torch.ones(2))
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 5, 20, 1000):
+        save(tmp_path, step, keep=2)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == [
+        "step_00000020",
+        "step_00001000",
+    ]
+
+
+def test_pruning_leaves_what_was_just_written(tmp_path: Path) -> None:
+    """A damaged or abandoned checkpoint of a later step doesn't push out the good one."""
+    save(tmp_path, 800, keep=1)
+    later = save(tmp_path, 900, keep=2)
+    (later / "state.json").unlink()
+    save(tmp_path, 850, keep=1)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step_00000850"]
+    assert newest_good_checkpoint(tmp_path)[0] == tmp_path / "step_00000850"
+
+
+def test_a_checkpoint_is_replaced_whole(tmp_path: Path) -> None:
+    before = save(tmp_path, 3)
+    content = (before / "state.json").read_bytes()
+    save(tmp_path, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]
+    assert (before / "state.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.json"])
+@pytest.mark.parametrize("fault", ["truncate", "tamper", "remove"])
+def test_a_damaged_checkpoint_is_skipped(tmp_path: Path, name: str, fault: str) -> None:
+    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    file = bad / name
+    content = file.read_bytes()
+    if fault == "remove":
+        file.unlink()
+    elif fault == "truncate":
+        file.write_bytes(content[:-1])
+    else:
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    newest, skipped = newest_good_checkpoint(tmp_path)
+    assert newest == good
+    assert len(skipped) == 1 and str(bad) in skipped[0] and name in skipped[0]
+    with pytest.raises(UserError, match=name):
+        load_checkpoint(bad)
+
+
+def test_a_full_disk_leaves_older_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    written = []
+
+    def full(path: Path, content: bytes) -> None:
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        path.write_bytes(content)
+
+    monkeypatch.setattr(module, "_write", full)
+    with pytest.raises(UserError, match=r"No space left.*are intact"):
+        save(tmp_path, 2, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+    load_checkpoint(tmp_path / "step_00000001")
+
+
+def test_a_kill_while_writing_leaves_no_half_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+
+    def killed(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt  # stands for SIGKILL just before the rename
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 2)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step_00000001"]
+    save(tmp_path, 2)  # what was left doesn't stand in the way
+    assert newest_good_checkpoint(tmp_path) == (tmp_path / "step_00000002", [])
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, ("owned",))
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = save(tmp_path, 1)
+    content = pickle.dumps(Bomb())
+    (path / "optimizer.pt").write_bytes(content)
+    # An attacker writes a fitting manifest too.
+    manifest = json.loads((path / "manifest.json").read_text())
+    digest = module.hashlib.sha256(content).hexdigest()
+    manifest["optimizer.pt"] = {"bytes": len(content), "sha256": digest}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError):
+        load_checkpoint(path)
+    assert not (tmp_path / "owned").exists()
+    torch.save(Bomb(), path / "optimizer.pt")
+    with pytest.raises(UserError):
+        load_checkpoint(path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, resume=False)
+    folder.start_metrics(0)
+    folder.log_metrics({"step": 1, "loss": 1.0})
+    del folder
+    with pytest.raises(UserError, match="holds another run; add --resume auto"):
+        RunFolder(tmp_path, resume=False)
+    RunFolder(tmp_path, resume=True)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    code = f"""
+        import sys; sys.path.insert(0, {str(ROOT)!r})
+        from pathlib import Path
+        from engine.run_folder import RunFolder
+        folder = RunFolder(Path({str(tmp_path)!r}), resume=False)
+        print("held", flush=True)
+        sys.stdin.read()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="Another run is writing"):
+            RunFolder(tmp_path, resume=True)
+        other.stdin.close()
+    RunFolder(tmp_path, resume=True)  # it died, and its lock with it
+
+
+def test_metrics_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, resume=True)
+    folder.start_metrics(0)
+    for step in (1, 2, 3):
+        folder.log_metrics({"step": step, "loss": step / 3})
+    del folder
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')  # killed in the middle of a line
+    RunFolder(tmp_path, resume=True).start_metrics(2)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 1, "loss": 1 / 3},
+        {"step": 2, "loss": 2 / 3},
+    ]
+
+
+def test_an_atomic_write_leaves_old_or_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomically(tmp_path / "a", b"old")
+
+    def broken(source: Path, target: Path) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(UserError, match="could not be written"):
+        write_atomically(tmp_path / "a", b"new")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a", b"old")]

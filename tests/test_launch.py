@@ -1,0 +1,158 @@
+"""How the scripts are started, and how a user's mistake looks on the screen."""
+
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.config.default import write_basic_config
+from accelerate.utils import DistributedType
+from PIL import Image
+
+from engine.launch import create_accelerator
+from errors import UserError
+from tests.conftest import LAUNCH, ROOT, TINY, Run, accelerate, flags, launched
+from train_segmentation import Options
+
+CONFIGS = {
+    "1gpu": (DistributedType.NO, 1, 1),
+    "2gpu": (DistributedType.MULTI_GPU, 2, 1),
+    "4gpu": (DistributedType.MULTI_GPU, 4, 1),
+    "8gpu": (DistributedType.MULTI_GPU, 8, 1),
+    "2cpu": (DistributedType.MULTI_GPU, 2, 1),
+    "2node_8gpu": (DistributedType.MULTI_GPU, 16, 2),
+    "fsdp2": (DistributedType.FSDP, 2, 1),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_load_as_what_they_are(name: str, tmp_path: Path) -> None:
+    config = load_config_from_file(str(ROOT / "accelerate_configs" / f"{name}.yaml"))
+    assert isinstance(config, ClusterConfig)
+    assert (config.distributed_type, config.num_processes, config.num_machines) == CONFIGS[name]
+    assert config.mixed_precision == "no" and config.debug is False
+    # What accelerate writes for this configuration has no key that the file lacks.
+    config.to_yaml_file(str(tmp_path / "written.yaml"))
+    keys = re.compile(r"^(\w+):", re.MULTILINE)
+    ours = (ROOT / "accelerate_configs" / f"{name}.yaml").read_text()
+    written = set(keys.findall((tmp_path / "written.yaml").read_text()))
+    assert set(keys.findall(ours)) >= {k for k in written if getattr(config, k) not in ({}, None)}
+
+
+def test_every_config_is_tested() -> None:
+    assert {path.stem for path in (ROOT / "accelerate_configs").iterdir()} == set(CONFIGS)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch):
+    def pretend(number: int, processes: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+
+    return pretend
+
+
+def test_more_processes_than_gpus_are_refused(gpus) -> None:
+    gpus(1, processes=2)
+    with pytest.raises(UserError, match=r"2 processes .* 1 GPU; launch with --num_processes 1"):
+        create_accelerator(Options())
+    gpus(2, processes=3)
+    with pytest.raises(UserError, match="--num_processes 2"):
+        create_accelerator(Options())
+
+
+def test_fsdp_on_gpus_is_refused(gpus, monkeypatch) -> None:
+    gpus(2, processes=2)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="FSDP shards"):
+        create_accelerator(Options())
+
+
+@pytest.mark.parametrize(
+    "precision, options, part",
+    [("fp16", {}, "needs a GPU"), ("bf16", {"double": True}, "--mixed_precision no")],
+)
+def test_precisions_that_cannot_be(monkeypatch, precision, options, part) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    with pytest.raises(UserError, match=part):
+        create_accelerator(Options(**options))
+
+
+def test_bf16_trains(train, monkeypatch) -> None:
+    full = train("full")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    half = train("half")
+    assert half.losses != full.losses
+    assert half.losses == pytest.approx(full.losses, rel=0.05)
+
+
+def said(run: Run) -> list[str]:
+    """What a script said, without the launcher's report of it."""
+    return run.output.split("Traceback")[0].splitlines()
+
+
+def test_an_unknown_option_is_said_once(tmp_path: Path) -> None:
+    run = launched(accelerate(2, "train_segmentation.py", "--batchsize", "4"), tmp_path)
+    assert run.status != 0
+    sentence = "unknown option 'batchsize'; did you mean --batch_size"
+    assert sum(sentence in line for line in said(run)) == 1
+    assert sentence in run.output.splitlines()[-2]  # the launcher's last word
+    assert 'File "' not in "".join(said(run))
+
+
+def test_a_file_that_one_process_cannot_read_ends_the_job(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for kind, mode in {"images": "RGB", "masks": "L"}.items():
+            (tmp_path / split / kind).mkdir(parents=True)
+            for number in range(8):
+                Image.new(mode, (40, 40)).save(tmp_path / split / kind / f"{number}.png")
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "train" / "images" / "3.png")
+    path = tmp_path / "train" / "images" / "3.png"
+    path.write_bytes(path.read_bytes()[:2000])
+    options = TINY | {"dataset": "folder", "data_dir": tmp_path, "output_dir": tmp_path / "run"}
+    options |= {"limit_train": 0, "max_steps": 500, "num_workers": 1}
+    started = time.monotonic()
+    run = launched(accelerate(2, "train_segmentation.py", *flags(**options)), tmp_path / "run")
+    assert run.status != 0 and time.monotonic() - started < 90
+    assert sum("images/3.png" in line for line in said(run)) == 1
+    assert "images/3.png" in "".join(run.output.splitlines()[-3:])
+
+
+def test_two_machines_are_one_job(tmp_path: Path) -> None:
+    """Two launches with their own rank, as on two machines, and the 2-node file."""
+    config = str(ROOT / "accelerate_configs" / "2node_8gpu.yaml")
+    options = TINY | {"output_dir": tmp_path / "run", "norm": "sync_bn"}
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    launches = []
+    for rank in range(2):
+        where = [
+            "--num_processes",
+            "2",
+            "--main_process_port",
+            "29713",
+            "--machine_rank",
+            str(rank),
+        ]
+        command = [*LAUNCH, "--config_file", config, *where, "train_segmentation.py"]
+        launches.append(subprocess.Popen([*command, *flags(**options)], cwd=ROOT, env=env))
+    assert [launch.wait(timeout=180) for launch in launches] == [0, 0]
+    run = Run(tmp_path / "run", 0)
+    assert run.summary["world_size"] == 2 and len(run.steps) == 2
+    assert len(list(run.path.rglob("events.out.tfevents*"))) == 1
+
+
+def test_accelerate_config_s_own_default_file(tmp_path: Path) -> None:
+    written = write_basic_config(save_location=str(tmp_path / "default_config.yaml"))
+    options = flags(**TINY, output_dir=tmp_path / "run")
+    command = [*LAUNCH, "--config_file", str(written), "train_segmentation.py", *options]
+    run = launched(command, tmp_path / "run")
+    assert run.status == 0, run.output
+    assert run.summary["world_size"] == 1

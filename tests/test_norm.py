@@ -1,0 +1,484 @@
+"""models.norm in one process: conversion, choice, numerics, and what needs no second rank."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from errors import UserError
+from models.norm import (
+    FrozenBatchNorm,
+    SyncBatchNorm,
+    average_running_stats,
+    choose_norm,
+    convert_norm,
+    kernels,
+    precise_bn,
+    rank_disagreement,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Sequential(nn.ReLU(), nn.BatchNorm2d(8))
+    )
+
+
+def trained(model, shape=(4, 3, 8, 8)):
+    """The model after two batches, so that its running statistics are its own."""
+    for _ in range(2):
+        model(torch.randn(shape) * 2 + 1)
+    return model
+
+
+# ------------------------------------------------------------------------------ the layer alone
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (6, 4, 5, 3), (2, 4, 3, 3, 2)])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_alone_it_is_batch_norm_to_the_bit(shape, momentum):
+    layer = SyncBatchNorm(4, momentum=momentum)
+    plain = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+    plain = plain[len(shape)](4, momentum=momentum)
+    for train in (True, True, False):
+        layer.train(train)
+        plain.train(train)
+        x = torch.randn(shape)
+        assert torch.equal(layer(x), plain(x))
+    assert list(layer.state_dict()) == list(plain.state_dict())
+    assert all(map(torch.equal, layer.state_dict().values(), plain.state_dict().values()))
+
+
+def test_alone_one_value_per_channel_is_refused_as_by_batch_norm():
+    with pytest.raises(ValueError, match="more than 1 value"):
+        SyncBatchNorm(4)(torch.zeros(1, 4))
+
+
+def test_unknown_group_is_named_in_the_error(tmp_path):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/s", rank=0, world_size=1)
+    try:
+        with pytest.raises((RuntimeError, ValueError), match="no-such-group"):
+            SyncBatchNorm(4, group_name="no-such-group")(torch.zeros(2, 4))
+        # A group of one: plain BatchNorm.
+        x = torch.randn(5, 4)
+        assert torch.equal(SyncBatchNorm(4)(x), nn.BatchNorm1d(4)(x))
+    finally:
+        dist.destroy_process_group()
+
+
+# ------------------------------------------------------------------------------------ numerics
+
+
+def joined(parts):
+    return kernels.combine(torch.stack([kernels.local_statistics(part) for part in parts]))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("level", [0.0, 1e3, 1e4])
+def test_variance_at_a_large_mean(level, channels_last):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(16, 8, 32, 32, generator=generator, dtype=torch.float64) + level
+    x = x.float()
+    parts = x.split([3, 6, 7])
+    if channels_last:
+        parts = [part.contiguous(memory_format=torch.channels_last) for part in parts]
+    _, var, total = joined(parts)
+    exact = x.double().var((0, 2, 3), correction=0)
+    assert total == 16 * 32 * 32
+    limit = 1e-5 if level <= 1e3 else 1e-4
+    assert ((var.double() - exact) / exact).abs().max() < limit
+    # The sums of x and x² are not up to it: the case is one that tells them apart.
+    if level:
+        by_moments = (x * x).mean((0, 2, 3)) - x.mean((0, 2, 3)).square()
+        assert ((by_moments.double() - exact) / exact).abs().max() > 1e-2
+
+
+def test_small_deviations_keep_their_precision():
+    x = (torch.randn(64, 8, 100, dtype=torch.float64) * 1e-4).float()
+    _, var, _ = joined(x.split([1, 63]))
+    exact = x.double().var((0, 2), correction=0)
+    assert ((var.double() - exact) / exact).abs().max() < 1e-6
+
+
+def test_counts_above_the_range_of_float16():
+    x = torch.randn(2, 1, 70_000).half()
+    _, var, total = joined(x.split(1))
+    assert total == 140_000
+    assert torch.isfinite(var).all()
+
+
+def test_native_and_plain_kernels_agree(monkeypatch):
+    """The plain version is what compiled code and other devices run."""
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    x, grad, weight, bias = randn(4, 5, 6, 3), randn(4, 5, 6, 3), randn(5), randn(5)
+    mean, var = randn(5), randn(5).square()
+    invstd, total, sums = (var + 1e-5).rsqrt(), torch.tensor(150.0).double(), randn(10)
+
+    def everything():
+        return (
+            kernels.normalise(x, weight, bias, mean, var, invstd, 1e-5),
+            kernels.normalise(x, None, None, mean, var, invstd, 1e-5),
+            kernels.gradient_sums(grad, x, mean, var, invstd, 1e-5),
+            kernels.input_gradient(grad, x, weight, mean, var, invstd, 1e-5, sums, total),
+            kernels.input_gradient(grad, x, None, mean, var, invstd, 1e-5, sums, total),
+        )
+
+    native = everything()
+    monkeypatch.setattr(kernels, "_native_cpu", lambda x: False)
+    for one, other in zip(native, everything(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+TRITON_ON_CPU = """
+import torch
+from models.norm import fused_combine, kernels
+for ranks, channels in ((2, 5), (3, 128), (4, 300)):
+    for momentum in (0.1, None):
+        for empty in ((), (1,), range(ranks)):
+            torch.manual_seed(0)
+            rows = torch.rand(ranks, 2 * channels + 1) + 0.5
+            rows[:, -1] = torch.randint(1, 50, (ranks,))
+            for rank in empty:
+                rows[rank] = 0
+            args = [(torch.rand(channels), torch.rand(channels), torch.tensor(3)) for _ in "ab"]
+            for mine, other in zip(args[0], args[1]):
+                other.copy_(mine)
+            got = fused_combine.combine_on_gpu(rows, 1e-5, *args[0], momentum)
+            want = kernels.combine_and_track(rows, 1e-5, *args[1], momentum)
+            for one, two in zip((*got, *args[0]), (*want, *args[1])):
+                torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+    got = fused_combine.combine_on_gpu(rows, 1e-5, None, None, None, 0.1)
+    for one, two in zip(got, kernels.combine(rows)[:2]):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+print("agree")
+"""
+
+
+def test_the_triton_kernel_in_its_interpreter():
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", TRITON_ON_CPU], env=environment, capture_output=True, text=True
+    )
+    assert "agree" in done.stdout, done.stderr[-3000:]
+
+
+# ----------------------------------------------------------------------------------- conversion
+
+
+def test_conversion_and_back_keep_everything():
+    model = trained(net())
+    layer = model[1]
+    calls = []
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    layer.note = "mine"
+    layer.eval()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    before = copy.deepcopy(model.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    expected = copy.deepcopy(model)(x)
+
+    same, names = convert_norm(model, "sync_bn")
+    assert same is model
+    assert names == ["1", "2.1"]
+    assert type(model[1]) is SyncBatchNorm
+    assert model[1].note == "mine"
+    assert not model[1].training
+    assert model[2][1].training
+    assert {id(p) for p in model.parameters()} == held
+    assert list(model.state_dict()) == list(before)
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+    model(x)
+    assert calls
+
+    _, names = convert_norm(model, "bn")
+    assert names == ["1", "2.1"]
+    assert type(model[1]) is nn.BatchNorm2d
+    assert {id(p) for p in model.parameters()} == held
+    assert not hasattr(model[1], "group_name")
+
+
+def test_torchs_own_layer_there_and_back():
+    model, names = convert_norm(net(), "sync_bn", impl="torch")
+    assert names == ["1", "2.1"]
+    assert type(model[1]) is nn.SyncBatchNorm
+    convert_norm(model, "sync_bn", impl="own")
+    assert type(model[1]) is SyncBatchNorm
+    convert_norm(model, "bn")
+    assert type(model[1]) is nn.BatchNorm2d
+    # Converted by torch: what it was is not known, so it takes any number of dimensions.
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(net())
+    convert_norm(model, "bn")
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(model.eval()(x), net_with(model)(x))
+    assert not isinstance(model[1], nn.SyncBatchNorm)
+
+
+def net_with(model):
+    plain = net()
+    plain.load_state_dict(model.state_dict())
+    return plain.eval()
+
+
+def test_auto_is_own_on_cpu():
+    assert type(convert_norm(net(), "sync_bn", impl="auto")[0][1]) is SyncBatchNorm
+
+
+@pytest.mark.parametrize("kind", ["sync_bn", "group_norm", "frozen_bn"])
+def test_a_module_under_two_names_stays_one(kind):
+    shared = nn.BatchNorm2d(8)
+    model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared)})
+    _, names = convert_norm(model, kind)
+    assert names == ["a"]
+    assert model["a"] is model["b"][0]
+    assert type(model["a"]) is not nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("kind", ["sync_bn", "group_norm", "frozen_bn"])
+def test_a_model_that_is_one_layer(kind):
+    model, names = convert_norm(nn.BatchNorm2d(8), kind)
+    assert names == [""]
+    assert type(model) is not nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("kind", ["sync_bn", "bn", "group_norm", "frozen_bn"])
+def test_timm_layers_keep_their_activation(kind):
+    norm_act = pytest.importorskip("timm.layers.norm_act")
+    model = nn.Sequential(norm_act.BatchNormAct2d(8, act_layer=nn.LeakyReLU))
+    trained(model, (4, 8, 5, 5))
+    plain = copy.deepcopy(model)
+    if kind == "bn":
+        convert_norm(model, "sync_bn")
+    convert_norm(model, kind)
+    x = torch.randn(2, 8, 5, 5)
+    assert isinstance(model[0].act, nn.LeakyReLU)
+    if kind == "group_norm":
+        expected = nn.functional.leaky_relu(nn.functional.group_norm(x, 4))
+    else:
+        expected = plain.eval()(x)
+    torch.testing.assert_close(model.eval()(x), expected)
+    assert model.train()(x).min() < 0
+    if kind == "bn":
+        assert type(model[0]) is norm_act.BatchNormAct2d
+
+
+@pytest.mark.parametrize("impl", ["own", "torch"])
+def test_a_timm_model(impl):
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("regnetx_002", pretrained=False)
+    expected = copy.deepcopy(model).eval()
+    _, names = convert_norm(model, "sync_bn", impl=impl)
+    layers = sum(isinstance(m, nn.BatchNorm2d) for m in expected.modules())
+    assert len(names) == layers
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model.eval()(x), expected(x))
+    convert_norm(model, "bn")
+    assert [type(m) for m in model.modules()] == [type(m) for m in expected.modules()]
+
+
+def test_freezing_and_thawing():
+    model = trained(net())
+    x = torch.randn(2, 3, 8, 8)
+    expected = copy.deepcopy(model).eval()(x)
+    state = copy.deepcopy(model.state_dict())
+    _, names = convert_norm(model, "frozen_bn")
+    assert names == ["1", "2.1"]
+    assert isinstance(model[1], FrozenBatchNorm)
+    assert len(list(model.parameters())) == 2  # the convolution's
+    torch.testing.assert_close(model.train()(x), expected)
+    model.load_state_dict(state)  # a BatchNorm checkpoint loads
+    convert_norm(model, "sync_bn")
+    assert type(model[1]) is SyncBatchNorm
+    assert model[1].training
+    assert len(list(model.parameters())) == 6
+    torch.testing.assert_close(model.eval()(x), expected)
+    convert_norm(model, "bn")
+    assert type(model[1]) is nn.BatchNorm2d
+
+
+def test_torchvisions_frozen_layers_are_replaced():
+    from torchvision.ops import FrozenBatchNorm2d
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), FrozenBatchNorm2d(8))
+    model[1].running_mean.normal_()
+    model[1].weight.uniform_()
+    x = torch.randn(2, 3, 8, 8)
+    expected = model(x)
+    _, names = convert_norm(model, "sync_bn")
+    assert names == ["1"]
+    assert type(model[1]) is SyncBatchNorm
+    assert model[1].weight.requires_grad
+    torch.testing.assert_close(model.eval()(x), expected)
+
+
+def test_group_norm():
+    model = nn.Sequential(nn.BatchNorm2d(64), nn.BatchNorm2d(24, affine=False), nn.BatchNorm1d(4))
+    weight = model[0].weight
+    convert_norm(model, "group_norm")
+    assert [layer.num_groups for layer in model] == [32, 8, 2]
+    assert model[0].weight is weight
+    assert model[1].weight is None
+    x = torch.randn(2, 64, 5, 5)
+    torch.testing.assert_close(model[0](x), nn.functional.group_norm(x, 32))
+
+
+def test_channels_that_do_not_divide():
+    model = nn.Sequential(nn.BatchNorm2d(8), nn.BatchNorm2d(7))
+    with pytest.raises(UserError, match="layer 1 has 7 channels"):
+        convert_norm(model, "group_norm")
+    assert type(model[0]) is nn.BatchNorm2d  # all or none
+
+
+@pytest.mark.parametrize("kind", ["sync_bn", "bn", "group_norm", "frozen_bn"])
+def test_nothing_to_convert_is_an_error(kind):
+    with pytest.raises(UserError, match="nothing to convert"):
+        convert_norm(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), kind)
+
+
+def test_a_model_of_that_kind_already_is_no_error():
+    assert convert_norm(net(), "bn")[1] == []
+    model, _ = convert_norm(net(), "sync_bn")
+    assert convert_norm(model, "sync_bn")[1] == []
+
+
+def test_unknown_subclasses_are_left_with_a_warning():
+    class Special(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    model = nn.Sequential(nn.BatchNorm2d(3), Special(3))
+    with pytest.warns(UserWarning, match="1 \\(Special\\)"):
+        _, names = convert_norm(model, "sync_bn")
+    assert names == ["0"]
+    assert type(model[1]) is Special
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="run one batch"):
+        convert_norm(nn.Sequential(nn.LazyBatchNorm2d()), "sync_bn")
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="layer_norm"):
+        convert_norm(net(), "layer_norm")
+    with pytest.raises(UserError, match="apex"):
+        convert_norm(net(), "sync_bn", impl="apex")
+    with pytest.raises(UserError, match="before wrapping"):
+        convert_norm(nn.DataParallel(net()), "sync_bn")
+    with pytest.raises(UserError, match="group_size"):
+        convert_norm(net(), "sync_bn", group_size=2)
+    with pytest.raises(UserError, match="nothing to freeze"):
+        convert_norm(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), "frozen_bn")
+
+
+def test_export_after_reverting():
+    model, _ = convert_norm(trained(net()), "sync_bn")
+    convert_norm(model, "bn")
+    x = torch.randn(2, 3, 8, 8)
+    exported = torch.export.export(model.eval(), (x,))
+    torch.testing.assert_close(exported.module()(x), model(x))
+
+
+# --------------------------------------------------------------------------------------- choice
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch", "kind", "says"),
+    [
+        (1, 32, "bn", "nothing to synchronise"),
+        (1, 2, "bn", "group_norm"),
+        (2, 2, "sync_bn", "all 2 processes"),
+        (8, 8, "sync_bn", "8 per process"),
+        (8, 9, "bn", "large enough"),
+    ],
+)
+def test_auto(processes, batch, kind, says):
+    choice = choose_norm("auto", net(), processes, batch)
+    assert choice.kind == kind
+    assert says in choice.reason
+    assert choice.reason.count(". ") == 0
+    assert choice.reason.endswith(".")
+
+
+def test_auto_leaves_other_normalisation_alone():
+    from torchvision.ops import FrozenBatchNorm2d
+
+    for layer, says in (
+        (nn.GroupNorm(2, 4), "does not depend"),
+        (nn.LayerNorm(4), "does not depend"),
+        (FrozenBatchNorm2d(4), "frozen"),
+        (nn.Linear(4, 4), "no BatchNorm"),
+        (SyncBatchNorm(4), "already"),
+    ):
+        choice = choose_norm("auto", nn.Sequential(layer), 4, 2)
+        assert choice.kind == "none"
+        assert says in choice.reason
+
+
+def test_what_is_asked_for_is_chosen():
+    assert choose_norm("bn", net(), 4, 2).kind == "bn"
+    assert choose_norm("group_norm", net(), 1, 2).kind == "group_norm"
+    assert choose_norm("sync_bn", net(), 4, 64).kind == "sync_bn"
+    choice = choose_norm("sync_bn", net(), 1, 2)
+    assert choice.kind == "bn"
+    assert "one process" in choice.reason
+    with pytest.raises(ValueError, match="batchnorm"):
+        choose_norm("batchnorm", net(), 1, 2)
+
+
+# -------------------------------------------------------------------------- running statistics
+
+
+def test_precise_bn_counts_every_value_alike():
+    torch.manual_seed(0)
+    model = net().double()
+    batches = [torch.randn(n, 3, 8, 8, dtype=torch.float64) + n for n in (1, 5, 2, 9)]
+    frozen = model[2][1].eval()
+    weights = copy.deepcopy(list(model.parameters()))
+    before = copy.deepcopy(frozen.state_dict())
+    precise_bn(model, batches, 3, forward=lambda model, x: model(x))
+    values = torch.cat([model[0](x) for x in batches[:3]])
+    torch.testing.assert_close(model[1].running_mean, values.mean((0, 2, 3)))
+    torch.testing.assert_close(model[1].running_var, values.var((0, 2, 3)))
+    assert model[1].num_batches_tracked == 0
+    assert all(map(torch.equal, model.parameters(), weights))
+    assert all(map(torch.equal, frozen.state_dict().values(), before.values()))
+
+
+def test_precise_bn_that_fails_changes_nothing():
+    model = trained(net())
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="got 1"):
+        precise_bn(model, [torch.randn(2, 3, 8, 8)], 2)
+    assert all(map(torch.equal, model.state_dict().values(), before.values()))
+    with pytest.raises(ValueError, match="training mode"):
+        precise_bn(model.eval(), [], 2)
+
+
+def test_averaging_in_one_process_changes_nothing():
+    model = trained(net())
+    before = copy.deepcopy(model.state_dict())
+    average_running_stats(model)
+    assert all(map(torch.equal, model.state_dict().values(), before.values()))
+
+
+def test_disagreement_in_one_process_is_zero():
+    model = net()
+    with rank_disagreement(model) as probe:
+        model(torch.randn(2, 3, 8, 8))
+    assert probe.result.share == 0
+    assert set(probe.result.layers) == {"1", "2.1"}
+    with rank_disagreement(nn.Linear(2, 2)) as probe:
+        pass
+    assert probe.result.share == 0

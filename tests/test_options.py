@@ -1,0 +1,98 @@
+"""Options: what is read, and what is said of a mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engine.options import parse, to_yaml
+from engine.plan import make_plan, per_process_batch
+from errors import UserError
+from tests.conftest import ROOT, write_recipe
+from train_segmentation import Options
+
+
+def read(*args: str) -> Options:
+    return parse(Options, "", list(args))
+
+
+def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "a.yaml", lr=0.5, batch_size=3, compile=True)
+    options = read("--config", recipe, "--lr", "0.25", "--no_channels_last")
+    assert (options.lr, options.batch_size, options.compile) == (0.25, 3, True)
+    assert options.channels_last is False
+
+
+def test_a_written_file_repeats_the_run(tmp_path: Path) -> None:
+    options = read("--lr", "0.125", "--crop_size", "[64, 96]", "--class_weights", "[1, 2.5]")
+    (tmp_path / "config.yaml").write_text(to_yaml(options))
+    assert read("--config", str(tmp_path / "config.yaml")) == options
+
+
+@pytest.mark.parametrize(
+    "args, part",
+    [
+        (["--batchsize", "4"], "--batch_size"),
+        (["--learning"], "unknown option"),
+        (["--lr", "fast"], "lr"),
+        (["--norm", "batch"], "sync_bn"),
+        (["--batch_size", "0"], "at least 1"),
+        (["--ema", "1.5"], "below 1"),
+        (["--crop_size", "[8]"], "2 values"),
+        (["--crop_size", "[4, 4]"], "at least [16, 16]"),
+        (["--class_weights", "balanced"], "median_frequency"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["stray"], "stray"),
+    ],
+)
+def test_a_mistake_is_one_sentence(args: list[str], part: str) -> None:
+    with pytest.raises(UserError) as error:
+        read(*args)
+    message = str(error.value)
+    assert part in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text, part", [("lrr: 1", "--lr"), ("lr: [", "config"), ("3", "")])
+def test_a_bad_file_is_one_sentence(tmp_path: Path, text: str, part: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        read("--config", str(tmp_path / "bad.yaml"))
+    assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, runpy; sys.argv = ['train_segmentation.py', '--help']\n"
+    code += "try: runpy.run_path('train_segmentation.py', run_name='__main__')\n"
+    code += "except SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "--sync_bn_impl" in done.stdout
+    assert done.stdout.endswith("False\n")
+
+
+def test_print_config_prints_what_a_file_may_hold() -> None:
+    command = [sys.executable, "train_segmentation.py", "--lr", "0.5", "--print_config"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert yaml.safe_load(done.stdout)["lr"] == 0.5
+
+
+def test_global_batch_is_divided() -> None:
+    options = Options(global_batch_size=16, grad_accum=2)
+    assert [per_process_batch(options, n) for n in (1, 2, 4)] == [8, 4, 2]
+    with pytest.raises(UserError, match="use 12 or 18"):
+        per_process_batch(options, 3)
+    with pytest.raises(UserError, match="use 32"):
+        per_process_batch(options, 16)
+
+
+def test_plan_counts_steps_over_all_processes() -> None:
+    plan = make_plan(Options(epochs=2, batch_size=4, grad_accum=2), 100, 3)
+    assert (plan.global_batch_size, plan.total_steps, plan.eval_every) == (24, 9, 4)
+    assert make_plan(Options(max_steps=7), 100, 1).total_steps == 7
+    scaled = make_plan(Options(lr=0.1, scale_lr=16, batch_size=4), 100, 8)
+    assert scaled.peak_lr == pytest.approx(0.2)

@@ -1,0 +1,74 @@
+"""Losses and metrics of segmentation against their definitions."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models.segmentation_loss import (
+    cross_entropy_sum,
+    dice_sum,
+    median_frequency_weights,
+    weight_sum,
+)
+from train_segmentation import Options, Segmentation, load_segmentation
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 4, 6, 7, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, 4, (5, 6, 7), generator=generator)
+    target[torch.rand(5, 6, 7, generator=generator) < 0.3] = 255
+    target[4] = 255  # a picture without a valid pixel
+    return logits, target
+
+
+@pytest.mark.parametrize("weight", [None, [0.5, 1.0, 2.0, 0.0]])
+def test_cross_entropy_is_torch_s_mean_however_it_is_split(batch, weight) -> None:
+    logits, target = batch
+    weight = None if weight is None else torch.tensor(weight, dtype=torch.float64)
+    mean = F.cross_entropy(logits, target, weight, ignore_index=255)
+    for split in ([5], [2, 3], [1, 1, 1, 1, 1], [4, 1]):
+        parts = list(zip(logits.split(split), target.split(split), strict=True))
+        total = sum(weight_sum(t, weight) for _, t in parts)
+        shares = [cross_entropy_sum(x, t, weight) / total for x, t in parts]
+        assert torch.allclose(sum(shares), mean, rtol=1e-12)
+
+
+def test_dice_counts_each_picture_by_itself(batch) -> None:
+    logits, target = batch
+    whole = dice_sum(logits, target)
+    assert torch.allclose(
+        whole, dice_sum(logits[:2], target[:2]) + dice_sum(logits[2:], target[2:])
+    )
+    # Picture 0 by the definition.
+    valid = target[0] != 255
+    losses = []
+    for c in target[0][valid].unique():
+        p, t = logits[0].softmax(0)[c][valid], (target[0][valid] == c).double()
+        losses.append(1 - 2 * (p * t).sum() / (p.sum() + t.sum()))
+    assert torch.allclose(dice_sum(logits[:1], target[:1]), torch.stack(losses).mean())
+    assert dice_sum(logits[4:], target[4:]) == 0
+    perfect = 50 * F.one_hot(target[:1].clamp(max=3), 4).movedim(-1, 1).double()
+    assert dice_sum(perfect, target[:1]) < 1e-9
+
+
+def test_median_frequency_weights() -> None:
+    pixels, images = torch.tensor([900, 100, 0, 30]), torch.tensor([9, 2, 0, 3])
+    # 100, 50 and 10 pixels in a picture that has the class: the median is 50.
+    assert median_frequency_weights(pixels, images).tolist() == pytest.approx([0.5, 1, 0, 5])
+
+
+def test_metrics_leave_out_absent_classes() -> None:
+    data = load_segmentation(dataset="synthetic", limit_train=1, limit_val=1, image_size=(32, 32))
+    task = Segmentation(Options(), data, torch.device("cpu"))
+    confusion = torch.zeros(7, 7, dtype=torch.float64)
+    confusion[0, 0], confusion[0, 1], confusion[1, 1], confusion[2, 0] = 60, 20, 10, 10
+    metrics = task.metrics(torch.cat([confusion.flatten(), torch.tensor([50.0, 0, 100, 1])]))
+    assert metrics["iou/background"] == pytest.approx(60 / 90)
+    assert metrics["iou/disk"] == pytest.approx(10 / 30)
+    assert metrics["iou/square"] == 0
+    assert "iou/star" not in metrics
+    assert metrics["miou"] == pytest.approx((60 / 90 + 10 / 30 + 0) / 3)
+    assert metrics["pixel_accuracy"] == pytest.approx(0.7)
+    assert metrics["loss"] == pytest.approx(0.5)
