@@ -10,7 +10,8 @@ from torchvision import tv_tensors
 
 from data.decode import SampleError, read_image, read_mask
 from data.masks import Color, UnknownValueError
-from data.segmentation_sources import SOURCES, SegmentationData, evenly_spaced, load_hub
+from data.segmentation_sources import SOURCES, SegmentationData, load_hub
+from data.sources import spread
 from data.stream import sample_seed
 from errors import UserError
 
@@ -68,12 +69,6 @@ def load_segmentation(
             image_size=image_size,
         )
     return data.with_rows(spread(data.train, limit_train), spread(data.val, limit_val))
-
-
-def spread(rows: datasets.Dataset, limit: int | None) -> datasets.Dataset:
-    """At most ``limit`` rows, evenly spaced: files in order of recording stay representative."""
-    kept = evenly_spaced(len(rows), limit)
-    return rows if len(kept) == len(rows) else rows.select(kept)
 
 
 class SegmentationDataset(Dataset):

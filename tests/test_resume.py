@@ -182,12 +182,13 @@ def test_torchrun_restarts_and_resumes_by_itself(tmp_path: Path, reference: Run)
     torchrun = [os.path.join(os.path.dirname(LAUNCH[0]), "torchrun")]
     options = flags(**OPTIONS, output_dir=path, resume="auto")
     env = os.environ | {"OMP_NUM_THREADS": "1"}
+    log = open(path.with_suffix(".log"), "w+")  # noqa: SIM115
     job = subprocess.Popen(
         [*torchrun, "--standalone", "--nproc_per_node=2", "--max_restarts=1", SCRIPT, *options],
         cwd=ROOT,
         env=env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
     )
     metrics = path / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -195,7 +196,9 @@ def test_torchrun_restarts_and_resumes_by_itself(tmp_path: Path, reference: Run)
         assert job.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     psutil.Process(job.pid).children()[0].kill()
-    assert job.wait(timeout=200) == 0
+    status = job.wait(timeout=200)
+    log.seek(0)
+    assert status == 0, log.read()
     same_curve(Run(path, 0), reference)
 
 

@@ -1,0 +1,116 @@
+"""What the sources of every task share: finding folders, pictures, splits and hub data sets."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from errors import UserError
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+# The names by which splits go, in the order in which they are looked for.
+TRAIN, VAL = ("train", "training"), ("val", "validation", "valid", "test", "testing")
+
+
+def evenly_spaced(count: int, limit: int | None) -> np.ndarray:
+    """At most ``limit`` of the numbers 0..count-1, evenly spaced.
+
+    Raises:
+        UserError: the limit leaves nothing.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"A limit of {limit} samples leaves nothing: give 1 or more.")
+    kept = count if limit is None else min(limit, count)
+    return np.arange(kept) * count // max(kept, 1)
+
+
+def spread(rows: datasets.Dataset, limit: int | None) -> datasets.Dataset:
+    """At most ``limit`` rows, evenly spaced: files in order of recording stay representative."""
+    kept = evenly_spaced(len(rows), limit)
+    return rows if len(kept) == len(rows) else rows.select(kept)
+
+
+def data_root(dataset: str, data_dir: str | None, expected: str, *inner: str) -> Path:
+    """The data set's folder: ``data_dir``, or a folder of a usual name inside it.
+
+    Args:
+        dataset: the source's name.
+        data_dir: the option's value.
+        expected: what the folder should hold, for the messages.
+        inner: usual names of the data set's own folder, tried in order.
+
+    Raises:
+        UserError: no folder was given, it isn't there, or it is empty.
+    """
+    if data_dir is None:
+        raise UserError(f"--dataset {dataset} needs --data_dir, the folder that holds {expected}.")
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise UserError(f"There is no data folder {root}: check --data_dir.")
+    if not any(root.iterdir()):
+        raise UserError(f"The data folder {root} is empty: put {expected} into it.")
+    return next((root / name for name in inner if (root / name).is_dir()), root)
+
+
+def require_folders(dataset: str, root: Path, expected: str, *names: str) -> list[Path]:
+    """The folders of these names in ``root``; UserError if one is missing."""
+    for name in names:
+        if not (root / name).is_dir():
+            raise UserError(
+                f"{root} is not in the layout of {dataset}, since it has no {name}: it must hold "
+                f"{expected}."
+            )
+    return [root / name for name in names]
+
+
+def picture_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every picture below a folder, sorted, with its relative path without the suffix."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in PICTURES and not path.name.startswith("."):
+            yield path.relative_to(folder).with_suffix("").as_posix(), path
+
+
+def open_hub(name: str) -> tuple[datasets.Dataset, datasets.Dataset, tuple[str, ...]]:
+    """The training and validation split of a Hugging Face data set, and notes for the user.
+
+    Args:
+        name: ``id`` or ``id:configuration`` on the hub, or a local path of what ``save_to_disk``
+            wrote or of anything that ``load_dataset`` reads.
+
+    Raises:
+        UserError: it can't be loaded, or has no split for training.
+    """
+    splits = _load_hub(name)
+    train_name = next((split for split in TRAIN if split in splits), None)
+    val_name = next((split for split in VAL if split in splits), None)
+    if train_name is None:
+        raise UserError(
+            f"{name} has no split train, only {', '.join(splits)}: give another data set."
+        )
+    train = splits[train_name]
+    if val_name:
+        return train, splits[val_name], ()
+    held_out = np.arange(0, len(train), 10)
+    rest = train.select(np.setdiff1d(np.arange(len(train)), held_out))
+    note = f"{name} has no split for validation: every tenth training sample is held out."
+    return rest, train.select(held_out), (note,)
+
+
+def _load_hub(name: str) -> dict[str, datasets.Dataset]:
+    path = Path(name).expanduser()
+    try:
+        if path.exists():
+            saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+            loaded = (datasets.load_from_disk if saved else datasets.load_dataset)(str(path))
+        else:
+            repository, _, configuration = name.partition(":")
+            loaded = datasets.load_dataset(repository, configuration or None)
+    except Exception as error:  # of any type: network, access rights, file formats, configurations
+        reason = str(error).strip().partition("\n")[0].rstrip(".:")
+        raise UserError(
+            f"The data set {name} can't be loaded ({type(error).__name__}: {reason}): check the "
+            "name or path, and that the hub can be reached."
+        ) from error
+    return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
