@@ -97,8 +97,9 @@ from data.segmentation import (
     load_segmentation,
 )
 from engine.loop import Trainer
+from engine.normalization import prepare_model
 from engine.plan import per_process_batch
-from models.norm import choose_norm, convert_norm
+from engine.task import Losses, Tally
 from models.segmentation import build_segmentation_model
 from models.segmentation_loss import (
     IGNORE,
@@ -167,16 +168,14 @@ class Segmentation:
         pixels = weight_sum(batch["mask"], self.class_weights).double()
         return torch.stack([pixels, torch.full_like(pixels, len(batch["mask"]))])
 
-    def losses(
-        self, model: nn.Module, batch: dict[str, Tensor], normalizers: Tensor
-    ) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: dict[str, Tensor], normalizers: Tensor) -> Losses:
         """Cross entropy per pixel, soft Dice per picture, the auxiliary head's cross entropy."""
         outputs, mask = model(batch["image"]), batch["mask"]
         losses = self._main_losses(outputs["out"], mask, normalizers)
         if "aux" in outputs:
             aux = cross_entropy_sum(outputs["aux"], mask, self.class_weights)
             losses["aux"] = self.options.aux_loss * aux / normalizers[0].clamp(min=1)
-        return losses
+        return Losses(losses)
 
     def _main_losses(self, logits: Tensor, mask: Tensor, normalizers: Tensor) -> dict[str, Tensor]:
         cross_entropy = cross_entropy_sum(logits, mask, self.class_weights)
@@ -193,7 +192,7 @@ class Segmentation:
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         return logits
 
-    def evaluate(self, model: nn.Module, batches: Iterator[list[dict[str, Tensor]]]) -> Tensor:
+    def evaluate(self, model: nn.Module, batches: Iterator[list[dict[str, Tensor]]]) -> Tally:
         """The confusion matrix (truth, prediction), the loss's parts and its denominators."""
         classes = len(self.data.classes)
         confusion = torch.zeros(classes, classes, dtype=torch.float64, device=self.device)
@@ -207,9 +206,9 @@ class Segmentation:
             confusion += multiclass_confusion_matrix(
                 logits.argmax(1), batch["mask"], classes, ignore_index=IGNORE, validate_args=False
             )
-        return torch.cat([confusion.flatten(), sums])
+        return Tally(torch.cat([confusion.flatten(), sums]))
 
-    def metrics(self, sums: Tensor) -> dict[str, float]:
+    def metrics(self, sums: Tensor, _records: list) -> dict[str, float]:
         """Mean IoU and IoU per class over the classes that occur, pixel accuracy, loss."""
         classes = len(self.data.classes)
         confusion, (ce, dice, pixels, pictures) = sums[:-4].view(classes, classes), sums[-4:]
@@ -261,8 +260,7 @@ def check_data(task: Segmentation) -> int:
 def main(options: Options) -> int:
     """Options, data, model, normalisation, Accelerate, training: in this order."""
     accelerator = create_accelerator(options)
-    processes = accelerator.num_processes
-    batch_size = per_process_batch(options, processes)
+    batch_size = per_process_batch(options, accelerator.num_processes)
 
     data = load_segmentation(
         dataset=options.dataset,
@@ -289,24 +287,13 @@ def main(options: Options) -> int:
         weights=options.weights,
         aux_loss=options.aux_loss > 0,
     )
-    norm = choose_norm(options.norm, model, processes, batch_size)
-    accelerator.print(f"Normalisation: {norm.kind}. {norm.reason}")
+    model, norm = prepare_model(accelerator, model, batch_size, options)
     if options.model.startswith("deeplabv3_") and norm.kind == "bn" and batch_size == 1:
         raise UserError(
             f"{options.model} normalises one value per picture and channel, which takes more than "
             "one picture: use --batch_size 2, --norm sync_bn on several processes, or --model "
             "deeplabv3plus."
         )
-    if norm.kind != "none":
-        # Before DDP wraps the model, and before the optimizer holds its parameters.
-        group_size = options.sync_bn_group_size or None
-        model, _ = convert_norm(model, norm.kind, impl=options.sync_bn_impl, group_size=group_size)
-    model.to(
-        accelerator.device,
-        task.dtype,
-        memory_format=torch.channels_last if options.channels_last else torch.preserve_format,
-    )
-
     status = Trainer(accelerator, task, model, norm, options).fit()
     close(accelerator)
     return status

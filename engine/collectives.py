@@ -25,3 +25,16 @@ def from_main_process(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather_lists(values: list) -> list:
+    """The lists of all processes joined, on the main process; [] on the others (one collective).
+
+    The entries must be host data that can be pickled.
+    """
+    if not is_distributed():
+        return values
+    main = dist.get_rank() == 0
+    lists: list | None = [None] * dist.get_world_size() if main else None
+    dist.gather_object(values, lists, dst=0)
+    return [value for part in lists for value in part] if main else []

@@ -4,8 +4,8 @@
         load its micro-batches       the next entries of the stream of samples
         sum the denominators         one small collective, so that the loss is the global mean
         forward and backward         gradients are exchanged after the last micro-batch only
-        step, average the weights
         sum losses and stop flags    one small collective
+        step, average the weights
         now and then: log, evaluate, save
 
 k processes with batch b compute what one computes with batch k*b. All state between two steps is
@@ -22,19 +22,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import DataLoader
 
 from data.stream import SampleStream, sample_seed
 from engine.checkpoint import weights_bytes
 from engine.collectives import sum_over_processes
-from engine.evaluation import evaluate
-from engine.loaders import (
-    Loading,
-    eval_loader,
-    precise_loader,
-    stop_workers,
-    train_batches,
-)
+from engine.evaluation import Evaluator
+from engine.ledger import Ledger, StepRecord, StepSums
+from engine.loaders import Loading, stop_workers, train_batches
 from engine.optim import create_ema, create_optimizer, lr_schedule
 from engine.options import CommonOptions
 from engine.plan import make_plan
@@ -48,7 +42,6 @@ from models.norm import (
     Disagreement,
     NormChoice,
     average_running_stats,
-    precise_bn,
     rank_disagreement,
 )
 
@@ -112,7 +105,8 @@ class Trainer:
             self.saved_step = self.state.progress.step
             if not (self.path / "best.safetensors").exists():  # a new folder has no best weights
                 self.state.progress.best = {}
-        self.train_batches, self.eval_loader, self.precise_loader = self._start_loaders()
+        self.stop = StopRequest()
+        self.train_batches, self.evaluator = self._start_loaders()
 
         if options.compile:
             model.compile()
@@ -124,8 +118,8 @@ class Trainer:
         self.report = Report(accelerator, self.folder, options, start, self.plan.total_steps)
         if checkpoint:
             self.report.say(f"Continuing from {checkpoint}.")
-        self.stop = StopRequest().install()
-        self.unread: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        self.stop.install()
+        self.ledger = Ledger()
         self.total, self.lap = Stopwatch(), Stopwatch()
         self.disagreement: Disagreement | None = None
 
@@ -134,22 +128,16 @@ class Trainer:
         """The model that is evaluated and saved as the best: averaged, unwrapped."""
         return self.state.ema.module if self.state.ema else self.state.model
 
-    def _start_loaders(self) -> tuple[Iterator[Batch], DataLoader, DataLoader | None]:
-        """Training batches from here to the end, validation batches, and those of precise_bn."""
+    def _start_loaders(self) -> tuple[Iterator[Batch], Evaluator]:
+        """Training batches from here to the end, and what evaluates; all workers start now."""
         options, plan, rank = self.options, self.plan, self.accelerator.process_index
         loading = Loading(options.num_workers, self.accelerator.device.type == "cuda")
         start = self.state.progress.step * plan.global_batch_size
-        stop = plan.total_steps * plan.global_batch_size
-        if options.eval_only:
-            stop = start
+        stop = start if options.eval_only else plan.total_steps * plan.global_batch_size
         train = train_batches(self.task, self.stream, plan, rank, start, stop, loading)
-        evaluation = eval_loader(self.task, plan, rank, loading)
-        precise = None
-        if options.precise_bn:
-            # The first batches of the stream, always the same ones.
-            stop = options.precise_bn * plan.batch_size * plan.num_processes
-            precise = precise_loader(self.task, self.stream, plan, rank, stop, loading)
-        return train, evaluation, precise
+        return train, Evaluator(
+            self.accelerator, self.task, self.stream, plan, options, loading, self.stop
+        )
 
     def fit(self) -> int:
         """Train to the end, or only evaluate with ``--eval_only``.
@@ -168,7 +156,7 @@ class Trainer:
                 self.report.say(f"Stopped by {name}; --resume auto continues.")
             self._finish(time.monotonic() - started)
         finally:
-            stop_workers(self.train_batches, self.eval_loader, self.precise_loader)
+            stop_workers(self.train_batches, *self.evaluator.loaders)
             self.stop.close()
             self.report.close()
         return 128 + signum if signum else 0
@@ -194,20 +182,20 @@ class Trainer:
         torch.manual_seed(sample_seed(self.options.seed, step, accelerator.process_index))
 
         self.model.train()
-        parts: dict[str, torch.Tensor] = {}
+        sums = StepSums()
         for number, batch in enumerate(micro_batches, start=1):
             is_last = number == plan.grad_accum
             sync = contextlib.nullcontext() if is_last else accelerator.no_sync(self.model)
             with sync, self._probe() if is_last else contextlib.nullcontext():
                 losses = task.losses(self.model, batch, normalizers)
                 # DDP averages the gradients of the processes; their shares must be added.
-                accelerator.backward(sum(losses.values()) * plan.num_processes)
-            for name, value in losses.items():
-                parts[name] = parts.get(name, 0) + value.detach().double()
+                accelerator.backward(sum(losses.parts.values()) * plan.num_processes)
+            sums.add(losses)
+        values = sums.over_processes(self.model, self.stop.signum)
 
         progress = self.state.progress
         progress.step += 1
-        grad_norm = torch.tensor(math.nan)
+        grad_norm = values.new_full((), math.nan)
         if self.options.clip_grad or self._log_due():
             largest = self.options.clip_grad or math.inf
             grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), largest)
@@ -218,12 +206,7 @@ class Trainer:
         if self.state.ema:
             self.state.ema.update(self.state.model, progress.step)
 
-        self.part_names = list(parts)
-        asked = [float(self.stop.signum == s) for s in (signal.SIGINT, signal.SIGTERM)]
-        # new_full, unlike new_tensor, doesn't wait for the device.
-        values = [*parts.values(), *(normalizers.new_full((), flag) for flag in asked)]
-        values = sum_over_processes(torch.stack(values))
-        self.unread.append((progress.step, values, grad_norm))
+        self.ledger.add(progress.step, sums, values, grad_norm)
         self.stop.beat()
         for watch in (self.lap, self.total):
             watch.samples += plan.global_batch_size
@@ -276,37 +259,36 @@ class Trainer:
         step = self.state.progress.step
         if not (on_cpu or self._log_due() or self._eval_due(step) or self._save_due()):
             return 0
-        rows = torch.stack([values for _, values, _ in self.unread]).tolist()  # device sync
-        *_, sigint, sigterm = rows[-1]
-        for (step, _, _), row in zip(self.unread, rows, strict=True):
-            parts = dict(zip(self.part_names, row, strict=False))
-            if not all(math.isfinite(value) for value in parts.values()):
-                raise UserError(self._non_finite(step, parts))
+        records = self.ledger.read()
+        for record in records:
+            if not record.is_finite:
+                raise UserError(self._non_finite(record))
+        newest = records[-1]
         if self._log_due():
-            step, _, grad_norm = self.unread[-1]
-            names = {f"loss_{name}": value for name, value in parts.items()}
+            names = {f"loss_{name}": value for name, value in newest.parts.items()}
+            samples = self.plan.global_batch_size
             values = {
-                "loss": sum(parts.values()),
+                "loss": sum(newest.parts.values()),
                 **(names if len(names) > 1 else {}),
+                **{f"{name}_per_image": n / samples for name, n in newest.counts.items()},
                 "lr": self.learning_rate(step - 1),
-                "grad_norm": float(grad_norm),
+                "grad_norm": newest.grad_norm,
                 **self.lap.reading(),
                 "memory_bytes": peak_memory_bytes(self.accelerator.device),
             }
-            self.report.train(step, step * self.plan.global_batch_size, values)
+            self.report.train(step, step * samples, values)
             self.lap = Stopwatch()
-        self.report.advance(self.state.progress.step)
-        self.unread.clear()
-        return signal.SIGTERM if sigterm else signal.SIGINT if sigint else 0
+        self.report.advance(step)
+        return newest.signum
 
-    def _non_finite(self, step: int, parts: dict[str, float]) -> str:
-        indices = self.stream.step_indices(step - 1, self.plan.global_batch_size)
+    def _non_finite(self, record: StepRecord) -> str:
+        indices = self.stream.step_indices(record.step - 1, self.plan.global_batch_size)
         names = [self.task.train_data.name(index) for index in indices[:NAMED_SAMPLES]]
         more = len(indices) - len(names)
         return (
-            f"The loss is not finite at step {step} "
-            f"({', '.join(f'{name} {value}' for name, value in parts.items())}) for the samples "
-            f"{', '.join(names)}{f' and {more} more' if more else ''}; lower --lr, add "
+            f"The loss is not finite at step {record.step} "
+            f"({', '.join(f'{name} {value}' for name, value in record.parts.items())}) for the "
+            f"samples {', '.join(names)}{f' and {more} more' if more else ''}; lower --lr, add "
             f"--warmup_steps or --clip_grad 1, or look at these samples. The checkpoints in "
             f"{self.path} are from before it."
         )
@@ -329,17 +311,7 @@ class Trainer:
 
     def _evaluate(self) -> int:
         """Evaluate, record, keep the best; returns the signal if it was interrupted."""
-        average_running_stats(self.eval_model)
-        if self.options.precise_bn:
-            images = (self.task.to_device(batch)["image"] for batch in self.precise_loader)
-            step, rank = self.state.progress.step, self.accelerator.process_index
-            torch.manual_seed(sample_seed(self.options.seed, step, rank))  # for dropout
-            # A compiled graph has no place for the hooks that see the layers' input.
-            with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
-                precise_bn(self.eval_model.train(), images, self.options.precise_bn)
-        metrics = evaluate(
-            self.accelerator, self.task, self.eval_model, self.eval_loader, self.stop
-        )
+        metrics = self.evaluator.metrics(self.eval_model, self.state.progress.step)
         if metrics is None:
             return self.stop.signum or signal.SIGTERM
         progress = self.state.progress

@@ -1,13 +1,41 @@
 """What a training script tells the engine about its task."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
 Batch = dict[str, Any]
+
+
+class Losses(NamedTuple):
+    """One batch's share of the global loss, which is the sum of its parts.
+
+    Attributes:
+        parts: scalars that add up, over all micro-batches and processes, to the parts of the loss.
+        counts: what was counted on the way; logged per sample, and no part of the loss.
+        divide_by: the count by whose global sum the parts, and with them the gradient, are still
+            to be divided: one that is known only after the forward pass.
+    """
+
+    parts: dict[str, torch.Tensor]
+    counts: dict[str, torch.Tensor] = {}  # noqa: RUF012 (never changed)
+    divide_by: str | None = None
+
+
+class Tally(NamedTuple):
+    """What a process has found in its share of the validation data.
+
+    Attributes:
+        sums: a float64 vector; the engine adds those of all processes.
+        records: what no sum can hold, such as ranked detections, or None for a task without; the
+            engine joins the lists of all processes.
+    """
+
+    sums: torch.Tensor
+    records: list | None = None
 
 
 class Task(Protocol):
@@ -40,25 +68,21 @@ class Task(Protocol):
         The engine sums it over micro-batches and processes before any loss is computed.
         """
 
-    def losses(
-        self, model: nn.Module, batch: Batch, normalizers: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, normalizers: torch.Tensor) -> Losses:
         """This batch's share of each part of the global loss.
 
         The parts are sums over the batch divided by the global ``normalizers``, so that adding
-        the shares of all micro-batches and processes gives the global mean; the loss that is
-        minimised is the sum of the parts.
+        the shares of all micro-batches and processes gives the global mean.
         """
 
-    def evaluate(self, model: nn.Module, batches: Any) -> torch.Tensor:
-        """Sums over this process's share of the validation data, a float64 vector.
+    def evaluate(self, model: nn.Module, batches: Any) -> Tally:
+        """Counts and predictions over this process's share of the validation data.
 
-        Must not use collectives: the shares of the processes have different lengths. The engine
-        adds the vectors of all processes.
+        Must not use collectives: the shares of the processes have different lengths.
         """
 
-    def metrics(self, sums: torch.Tensor) -> dict[str, float]:
-        """Metrics from the sums over the whole validation data; absent ones are left out."""
+    def metrics(self, sums: torch.Tensor, records: list) -> dict[str, float]:
+        """Metrics over the whole validation data; absent ones are left out. Main process only."""
 
     def pictures(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """Pictures of predictions by name, uint8 (3, H, W); called on the main process only."""

@@ -1,0 +1,39 @@
+"""The step between building a model and training it: choose and convert its normalisation."""
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from engine.options import CommonOptions
+from models.norm import NormChoice, choose_norm, convert_norm
+
+MEMORY_FORMATS = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
+
+
+def prepare_model(
+    accelerator: Accelerator, model: nn.Module, batch_size: int, options: CommonOptions
+) -> tuple[nn.Module, NormChoice]:
+    """Convert the model's normalisation as ``--norm`` says, and move the model to the device.
+
+    This has to come before DDP wraps the model and before an optimizer holds its parameters.
+
+    Args:
+        accelerator: joined with the other processes.
+        model: with the layers that its builder gave it.
+        batch_size: samples per process and forward pass.
+        options: norm, sync_bn_impl, sync_bn_group_size, double, channels_last.
+
+    Returns:
+        The model, and which normalisation was chosen and why.
+    """
+    norm = choose_norm(options.norm, model, accelerator.num_processes, batch_size)
+    accelerator.print(f"Normalisation: {norm.kind}. {norm.reason}")
+    if norm.kind != "none":
+        group_size = options.sync_bn_group_size or None
+        model, _ = convert_norm(model, norm.kind, impl=options.sync_bn_impl, group_size=group_size)
+    model.to(accelerator.device, torch.float64 if options.double else torch.float32)
+    if options.channels_last:
+        for module in model.modules():
+            if type(module) in MEMORY_FORMATS:
+                module.to(memory_format=MEMORY_FORMATS[type(module)])
+    return model, norm

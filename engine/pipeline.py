@@ -1,0 +1,230 @@
+"""Pipeline parallelism: one stage of a network per process, micro-batches on their way through.
+
+The processes form a table of stages x replicas, rank = stage * replicas + replica. A column is a
+pipeline; a row holds the copies of one stage, which have consecutive ranks, so that the gradients
+and batch statistics that they exchange stay within a machine where they can.
+
+The schedules are torch's: GPipe (Huang et al., 2019, arXiv:1811.06965) and 1F1B (Narayanan et al.,
+2019, PipeDream, and 2021, arXiv:2104.04473).
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+
+
+class Place(NamedTuple):
+    """A process's place in the table of stages x replicas.
+
+    Attributes:
+        stages: processes in a pipeline.
+        replicas: pipelines.
+        stage: which stage of its pipeline this process is.
+        replica: which pipeline it belongs to.
+        pipeline: the processes of its pipeline.
+        copies: the processes that hold the same stage.
+    """
+
+    stages: int
+    replicas: int
+    stage: int
+    replica: int
+    pipeline: dist.ProcessGroup
+    copies: dist.ProcessGroup
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process has the first stage, which takes the pictures."""
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this process has the last stage, which takes the labels."""
+        return self.stage == self.stages - 1
+
+
+def take_place(stages: int, device: torch.device) -> Place:
+    """Arrange all processes in pipelines of so many stages (a collective).
+
+    The number of processes must be a multiple of ``stages``. Without torch.distributed this process
+    becomes a group of one.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    replicas = dist.get_world_size() // stages
+    names = ("stage", "replica")
+    mesh = init_device_mesh(device.type, (stages, replicas), mesh_dim_names=names)
+    return Place(
+        stages,
+        replicas,
+        mesh.get_local_rank("stage"),
+        mesh.get_local_rank("replica"),
+        mesh.get_group("stage"),
+        mesh.get_group("replica"),
+    )
+
+
+class Clock:
+    """Adds up the time of spans: on the host, or on a CUDA device as it gets to them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._spans: list[tuple[Any, Any]] = []
+
+    @contextlib.contextmanager
+    def span(self) -> Iterator[None]:
+        """Count what happens inside."""
+        start = self._now()
+        yield
+        self._spans.append((start, self._now()))
+
+    def _now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def take(self) -> float:
+        """Seconds counted since the last call; waits for the device."""
+        spans, self._spans = self._spans, []
+        if self.device.type != "cuda":
+            return sum(end - start for start, end in spans)
+        torch.cuda.synchronize(self.device)
+        return sum(start.elapsed_time(end) for start, end in spans) / 1000
+
+
+class TimedStage(PipelineStage):
+    """A stage that counts the time of its forwards and backwards, without that of its messages."""
+
+    def __init__(self, module: nn.Module, place: Place, device: torch.device, **shapes: Any):
+        super().__init__(
+            module, place.stage, place.stages, device, group=place.pipeline, **shapes
+        )
+        self.busy = Clock(device)
+
+    def forward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
+        """One micro-batch forward, its input having arrived."""
+        with self.busy.span():
+            return super().forward_one_chunk(*args, **kwargs)
+
+    def backward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
+        """One micro-batch backward, its gradient having arrived."""
+        with self.busy.span():
+            return super().backward_one_chunk(*args, **kwargs)
+
+
+class Pipeline:
+    """This process's stage, run together with the others of its pipeline.
+
+    All processes of a pipeline have to make the same calls.
+
+    Args:
+        module: the stage, on its device.
+        place: this process's place.
+        schedule: a key of SCHEDULES.
+        microbatches: parts into which a batch is split.
+        input_shape: of one micro-batch as this stage takes it.
+        output_shape: of one micro-batch as this stage returns it.
+        dtype: of what the stages send to each other.
+        device: of the stage.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        place: Place,
+        schedule: str,
+        microbatches: int,
+        input_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.module, self.place = module, place
+        # Given the shapes, torch needs no trial forward, which would run on made-up pictures and
+        # which torch before 2.14 lets change BatchNorm's running statistics.
+        shapes = {
+            name: torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
+            for name, shape in (("input_args", input_shape), ("output_args", output_shape))
+        }
+        self._stage = TimedStage(module, place, device, **shapes)
+        self._train = SCHEDULES[schedule](self._stage, microbatches, loss_fn=_mean_loss)
+        # Another one that never runs backward: a schedule's buffers are made for one of both uses.
+        self._eval = ScheduleGPipe(TimedStage(module, place, device, **shapes), microbatches)
+        self._wall = Clock(device)
+
+    def step(self, images: Tensor | None, labels: Tensor | None) -> Tensor | None:
+        """Forward and backward of one batch; leaves the gradient of the global batch's mean loss.
+
+        Args:
+            images: this pipeline's pictures, on the first stage.
+            labels: their classes, on the last stage.
+
+        Returns:
+            On the last stage the mean cross entropy over this pipeline's batch.
+        """
+        self.module.train()
+        losses: list[Tensor] = []
+        with self._wall.span():
+            inputs = (images,) if self.place.is_first else ()
+            target = labels if self.place.is_last else None
+            self._train.step(*inputs, target=target, losses=losses)
+        # The later stages are done first and do this while the earlier ones still compute.
+        self._average_gradients()
+        return torch.stack(losses).detach().mean() if self.place.is_last else None
+
+    @torch.no_grad()
+    def predict(self, images: Tensor | None) -> Tensor | None:
+        """Logits of one batch in evaluation mode, on the last stage; as many pictures as a step."""
+        self.module.eval()
+        return self._eval.step(*((images,) if self.place.is_first else ()))
+
+    def _average_gradients(self) -> None:
+        if self.place.replicas == 1:
+            return
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        flat = parameters_to_vector(gradients)
+        dist.all_reduce(flat, group=self.place.copies)
+        vector_to_parameters(flat / self.place.replicas, gradients)
+
+    def take_times(self) -> tuple[float, float]:
+        """Seconds since the last call that this stage computed, and that its steps lasted."""
+        return self._stage.busy.take(), self._wall.take()
+
+
+def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    if logits.dtype == torch.bfloat16:
+        logits = logits.float()
+    return F.cross_entropy(logits, labels)
+
+
+def ideal_bubble(stages: int, microbatches: int) -> float:
+    """The share of a step in which stages of equal cost stand idle: (p - 1) / (m + p - 1)."""
+    return (stages - 1) / (microbatches + stages - 1)
+
+
+def gather_weights(module: nn.Module, place: Place) -> dict[str, Tensor] | None:
+    """The state dict of the uncut network, in CPU memory, on the main process; else None.
+
+    A collective of the first pipeline; the others, whose weights are the same, pass through.
+    """
+    if place.replica != 0:
+        return None
+    mine = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    parts: list[Any] | None = [None] * place.stages if place.is_first else None
+    dist.gather_object(mine, parts, dst=0, group=place.pipeline)
+    if parts is None:
+        return None
+    return {name: tensor for part in parts for name, tensor in part.items()}
