@@ -1,5 +1,6 @@
 """Runs of the training scripts for the tests: in this process, or launched as a user would."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -15,9 +16,7 @@ ROOT = Path(__file__).parent.parent
 LAUNCH = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
 
 # Small enough for a step to take milliseconds, with everything switched on that costs nothing.
-TINY = {
-    "image_size": [32, 32],
-    "crop_size": [32, 32],
+SMALL = {
     "limit_train": 16,
     "limit_val": 5,
     "max_steps": 2,
@@ -26,6 +25,9 @@ TINY = {
     "log_every": 1,
     "pictures": 1,
     "warmup_steps": 0,
+}
+TINY = {
+    "train_segmentation": SMALL | {"image_size": [32, 32], "crop_size": [32, 32]},
 }
 
 
@@ -104,20 +106,19 @@ def accelerate(processes: int, *arguments: str) -> list[str]:
 
 
 @pytest.fixture
-def train(tmp_path: Path) -> Callable[..., Run]:
-    """Train a tiny segmenter in this process: ``train("name", lr=0.1, ...)``."""
-    import train_segmentation
+def train(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Run]:
+    """Train the test module's SCRIPT, made tiny, in this process: ``train("name", lr=0.1)``."""
+    script = request.module.SCRIPT
+    module = importlib.import_module(script)
 
     def run(name: str = "run", **options: object) -> Run:
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)
         path = tmp_path / name
-        settings = TINY | {"output_dir": str(path)} | options
-        parsed = train_segmentation.Options(**settings)
+        parsed = module.Options(**TINY[script] | {"output_dir": str(path)} | options)
         parsed.check()
-        status = train_segmentation.main(parsed)
-        return Run(path, status)
+        return Run(path, module.main(parsed))
 
     return run
 

@@ -19,6 +19,8 @@ from errors import UserError
 from tests.conftest import LAUNCH, ROOT, TINY, Run, accelerate, flags, launched
 from train_segmentation import Options
 
+SCRIPT = "train_segmentation"
+
 CONFIGS = {
     "1gpu": (DistributedType.NO, 1, 1),
     "2gpu": (DistributedType.MULTI_GPU, 2, 1),
@@ -117,7 +119,11 @@ def test_a_file_that_one_process_cannot_read_ends_the_job(tmp_path: Path) -> Non
     Image.fromarray(noise).save(tmp_path / "train" / "images" / "3.png")
     path = tmp_path / "train" / "images" / "3.png"
     path.write_bytes(path.read_bytes()[:2000])
-    options = TINY | {"dataset": "folder", "data_dir": tmp_path, "output_dir": tmp_path / "run"}
+    options = TINY[SCRIPT] | {
+        "dataset": "folder",
+        "data_dir": tmp_path,
+        "output_dir": tmp_path / "run",
+    }
     options |= {"limit_train": 0, "max_steps": 500, "num_workers": 1}
     started = time.monotonic()
     run = launched(accelerate(2, "train_segmentation.py", *flags(**options)), tmp_path / "run")
@@ -129,7 +135,7 @@ def test_a_file_that_one_process_cannot_read_ends_the_job(tmp_path: Path) -> Non
 def test_two_machines_are_one_job(tmp_path: Path) -> None:
     """Two launches with their own rank, as on two machines, and the 2-node file."""
     config = str(ROOT / "accelerate_configs" / "2node_8gpu.yaml")
-    options = TINY | {"output_dir": tmp_path / "run", "norm": "sync_bn"}
+    options = TINY[SCRIPT] | {"output_dir": tmp_path / "run", "norm": "sync_bn"}
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     launches = []
     for rank in range(2):
@@ -151,7 +157,7 @@ def test_two_machines_are_one_job(tmp_path: Path) -> None:
 
 def test_accelerate_config_s_own_default_file(tmp_path: Path) -> None:
     written = write_basic_config(save_location=str(tmp_path / "default_config.yaml"))
-    options = flags(**TINY, output_dir=tmp_path / "run")
+    options = flags(**TINY[SCRIPT], output_dir=tmp_path / "run")
     command = [*LAUNCH, "--config_file", str(written), "train_segmentation.py", *options]
     run = launched(command, tmp_path / "run")
     assert run.status == 0, run.output

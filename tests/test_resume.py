@@ -16,7 +16,7 @@ from tests.conftest import LAUNCH, ROOT, TINY, Run, accelerate, flags, launched
 
 SCRIPT = "train_segmentation.py"
 STEPS = 24
-OPTIONS = TINY | {
+OPTIONS = TINY["train_segmentation"] | {
     "limit_train": 20,
     "max_steps": STEPS,
     "eval_every": 8,

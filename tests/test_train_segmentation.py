@@ -16,6 +16,8 @@ from engine.loop import Trainer
 from errors import UserError
 from tests.conftest import TINY, Run
 
+SCRIPT = "train_segmentation"
+
 
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Run:
@@ -24,7 +26,7 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     AcceleratorState._reset_state(reset_partial_state=True)
     path = tmp_path_factory.mktemp("baseline") / "run"
-    options = train_segmentation.Options(**TINY, output_dir=str(path))
+    options = train_segmentation.Options(**TINY[SCRIPT], output_dir=str(path))
     return Run(path, train_segmentation.main(options))
 
 

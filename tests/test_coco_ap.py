@@ -1,0 +1,137 @@
+"""COCO's average precision equals pycocotools' on the same detections."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from faster_coco_eval import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from data.coco_ap import PictureRecord, average_precision
+
+CLASSES = ["cat", "dog", "never there"]
+SIZE = (240, 320)
+STATS = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+    *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
+)
+
+
+def rle(box: np.ndarray) -> dict:
+    mask = np.zeros(SIZE, np.uint8, order="F")
+    x, y, w, h = box.round().astype(int)
+    mask[y : y + max(1, h), x : x + max(1, w)] = 1
+    encoded = coco_mask.encode(mask)
+    counts = encoded["counts"]
+    return {
+        "size": list(SIZE),
+        "counts": counts.decode() if isinstance(counts, bytes) else counts,
+    }
+
+
+def record(rng: np.random.Generator, index: int) -> PictureRecord:
+    """Objects of all sizes, some crowds; detections near them, doubled, missed, wrong, made up."""
+    count = int(rng.integers(0, 7)) if index else 0  # picture 0 is empty
+    wh = 8 * 2.0 ** rng.uniform(0, 4, (count, 2))
+    boxes = np.concatenate([rng.uniform(0, 1, (count, 2)) * (np.array(SIZE[::-1]) - wh), wh], 1)
+    labels = rng.integers(0, 2, count)
+    kept = np.repeat(np.arange(count), rng.integers(0, 3, count))
+    noise = np.tile(boxes[kept, 2:], 2) * rng.normal(0, 0.05, (len(kept), 4))
+    found = np.concatenate([boxes[kept] + noise, rng.uniform(5, 90, (3, 4))]).clip(1)
+    guessed = np.concatenate([labels[kept], rng.integers(0, 2, 3)])
+    truth = {
+        "boxes": boxes,
+        "labels": labels,
+        "iscrowd": (rng.uniform(size=count) < 0.15).astype(int),
+        "area": boxes[:, 2] * boxes[:, 3] * rng.uniform(0.5, 1, count),
+        "rles": [rle(box) for box in boxes],
+    }
+    scores = rng.uniform(size=len(found)) + np.r_[np.full(len(kept), 0.3), np.zeros(3)]
+    return PictureRecord(index, SIZE, truth, found, scores, guessed, [rle(box) for box in found])
+
+
+@pytest.fixture(scope="module")
+def records() -> list[PictureRecord]:
+    rng = np.random.default_rng(3)
+    return [record(rng, index) for index in range(40)]
+
+
+def reference(records: list[PictureRecord], iou_type: str) -> np.ndarray:
+    """pycocotools' twelve numbers, from a data set written out as its format says."""
+    truth = COCO()
+    annotations = [
+        {
+            "id": 1000 * r.index + n + 1,
+            "image_id": r.index,
+            "bbox": r.truth["boxes"][n].tolist(),
+            "category_id": int(r.truth["labels"][n]),
+            "iscrowd": int(r.truth["iscrowd"][n]),
+            "area": float(r.truth["area"][n]),
+            "segmentation": r.truth["rles"][n],
+        }
+        for r in records
+        for n in range(len(r.truth["labels"]))
+    ]
+    truth.dataset = {
+        "images": [{"id": r.index, "height": SIZE[0], "width": SIZE[1]} for r in records],
+        "annotations": annotations,
+        "categories": [{"id": n, "name": name} for n, name in enumerate(CLASSES)],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        found = [
+            {
+                "image_id": r.index,
+                "category_id": int(r.labels[n]),
+                "score": float(r.scores[n]),
+                **(
+                    {"bbox": r.boxes[n].tolist()}
+                    if iou_type == "bbox"
+                    else {"segmentation": r.rles[n]}
+                ),
+            }
+            for r in records
+            for n in range(len(r.scores))
+        ]
+        evaluation = COCOeval(truth, truth.loadRes(found), iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_it_is_pycocotools_score(records, iou_type) -> None:
+    mine = average_precision(records, CLASSES, iou_type)
+    expected = dict(zip(STATS, reference(records, iou_type), strict=True))
+    assert 0.1 < expected["ap"] < 0.9
+    assert mine.metrics == pytest.approx(expected, abs=1e-12)
+    assert list(mine.ap_per_class) == ["cat", "dog"]
+    assert np.mean(list(mine.ap_per_class.values())) == pytest.approx(expected["ap"])
+    assert np.mean(list(mine.ap50_per_class.values())) == pytest.approx(expected["ap50"])
+    recall, precision = mine.curves["cat"]
+    assert recall[0] == 0 and recall[-1] == 1 and len(recall) == len(precision) == 101
+    assert precision.mean() == pytest.approx(mine.ap50_per_class["cat"])
+
+
+def test_the_order_of_the_pictures_does_not_matter(records) -> None:
+    forwards, backwards = (average_precision(r, CLASSES) for r in (records, records[::-1]))
+    assert backwards.metrics == pytest.approx(forwards.metrics, abs=1e-12)
+
+
+def test_perfect_and_empty_detections(records) -> None:
+    def found(r: PictureRecord, keep: slice) -> PictureRecord:
+        boxes, labels = r.truth["boxes"][keep], r.truth["labels"][keep]
+        return PictureRecord(r.index, r.size, r.truth, boxes, np.ones(len(labels)), labels)
+
+    perfect = average_precision([found(r, slice(None)) for r in records], CLASSES)
+    assert perfect.metrics["ap"] == pytest.approx(1)
+    nothing = average_precision([found(r, slice(0)) for r in records], CLASSES)
+    assert nothing.metrics["ap"] == nothing.metrics["ar100"] == 0
+
+
+def test_nothing_to_find(records) -> None:
+    empty = [records[0]]
+    assert average_precision(empty, CLASSES).metrics["ap"] == 0
