@@ -87,7 +87,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from data import segmentation_transforms as transforms
-from data.check import survey
+from data.check import check_splits
 from data.pictures import contact_sheet, segmentation_panel
 from data.segmentation import (
     SegmentationData,
@@ -96,6 +96,7 @@ from data.segmentation import (
     collate_train,
     load_segmentation,
 )
+from data.segmentation_check import survey
 from engine.loop import Trainer
 from engine.normalization import prepare_model
 from engine.plan import per_process_batch
@@ -246,17 +247,6 @@ class Segmentation:
         return {"predictions": contact_sheet(panels, self.data.classes, self.data.colors)}
 
 
-def check_data(task: Segmentation) -> int:
-    """Read everything, say what is bad and what the data consist of; 1 if anything is bad."""
-    bad = 0
-    for split, dataset in {"train": task.train_data, "val": task.val_data}.items():
-        seen = survey(dataset, task.options.num_workers)
-        print(f"{split}: {seen.samples} samples, {len(seen.problems)} bad")
-        print("\n".join(seen.lines(task.data.classes) + seen.problems))
-        bad += len(seen.problems)
-    return 1 if bad else 0
-
-
 def main(options: Options) -> int:
     """Options, data, model, normalisation, Accelerate, training: in this order."""
     accelerator = create_accelerator(options)
@@ -277,7 +267,10 @@ def main(options: Options) -> int:
         accelerator.print(note)
     task = Segmentation(options, data, accelerator.device)
     if options.check_data:
-        return check_data(task) if accelerator.is_main_process else 0
+        if not accelerator.is_main_process:
+            return 0
+        splits = {"train": task.train_data, "val": task.val_data}
+        return check_splits(splits, survey, data.classes, options.num_workers)
 
     torch.manual_seed(options.seed)
     model = build_segmentation_model(

@@ -1,72 +1,47 @@
-"""Reading a whole data set before training: what is bad in it, and what it consists of."""
+"""``--check_data``: reading a whole data set before training, whatever its task."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
-import torch
-from torch.utils.data import DataLoader, Dataset
-
-from data.decode import SampleError
-from data.masks import IGNORE
-from data.segmentation import SegmentationDataset
+from torch.utils.data import Dataset
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What reading every sample of a data set has shown.
+class Survey(Protocol):
+    """What reading every sample of a split has shown.
 
-    Args:
+    Attributes:
         problems: a sentence per bad sample, naming the file.
-        pixels: int64 (num_classes + 1,): pixels of each class in the good samples, ignored last.
-        images: int64 (num_classes,): good samples in which each class occurs.
         samples: all samples read.
     """
 
     problems: list[str]
-    pixels: torch.Tensor
-    images: torch.Tensor
     samples: int
 
     def lines(self, classes: Sequence[str]) -> list[str]:
-        """A table: share of the pixels and number of images of each class."""
-        shares = (100 * self.pixels / self.pixels.sum().clamp(min=1)).tolist()
-        width = max(map(len, [*classes, "ignored"]))
-        rows = [
-            f"{name:<{width}}  {share:5.1f} % of pixels, in {count} images"
-            for name, share, count in zip(classes, shares, self.images.tolist(), strict=False)
-        ]
-        return [*rows, f"{'ignored':<{width}}  {shares[-1]:5.1f} % of pixels"]
+        """What the split consists of."""
 
 
-def survey(dataset: SegmentationDataset, num_workers: int = 0) -> Survey:
-    """Decode every sample to the last pixel, as it is stored, and count the classes' pixels."""
-    loader = DataLoader(_Reader(dataset), batch_size=16, num_workers=num_workers, collate_fn=list)
-    num_classes = len(dataset.data.classes)
-    problems: list[str] = []
-    pixels = torch.zeros(num_classes + 1, dtype=torch.int64)
-    images = torch.zeros(num_classes, dtype=torch.int64)
-    for batch in loader:
-        for found in batch:
-            if isinstance(found, str):
-                problems.append(found)
-            else:
-                pixels += torch.cat([found[:num_classes], found[IGNORE:]])
-                images += found[:num_classes] > 0
-    return Survey(problems, pixels, images, len(dataset))
+def check_splits(
+    splits: dict[str, Dataset],
+    survey: Callable[[Any, int], Survey],
+    classes: Sequence[str],
+    num_workers: int,
+) -> int:
+    """Read every sample, and print what is bad and what the data consist of.
 
+    Args:
+        splits: data sets by their names.
+        survey: reads a data set with a number of workers.
+        classes: name of each class.
+        num_workers: loader workers.
 
-class _Reader(Dataset):
-    """For each sample its 256 pixel counts, or the sentence that says what is wrong with it."""
-
-    def __init__(self, dataset: SegmentationDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> torch.Tensor | str:
-        try:
-            _, mask = self.dataset.read(index)
-        except SampleError as error:
-            return str(error)
-        return torch.bincount(mask.flatten(), minlength=256)
+    Returns:
+        The exit status: 1 if anything is bad.
+    """
+    bad = 0
+    for name, dataset in splits.items():
+        seen = survey(dataset, num_workers)
+        print(f"{name}: {seen.samples} samples, {len(seen.problems)} bad")
+        print("\n".join([*seen.lines(classes), *seen.problems]))
+        bad += len(seen.problems)
+    return 1 if bad else 0

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from data import decode, synthetic
-from data.check import survey
+from data.segmentation_check import survey
 from data.decode import SampleError, read_image, read_mask
 from data.masks import IGNORE, MaskRule, default_colors
 from data.pictures import colorize, contact_sheet, legend, segmentation_panel

@@ -1,0 +1,84 @@
+"""Which predictions learn which object: task-aligned assignment (TOOD, arXiv:2108.07755).
+
+A prediction is good for an object if it gives the object's class a high score and also a box that
+overlaps it well. The best ones of each object are its positives, and their goodness is the score
+that they shall learn, so that a detection's score comes to tell how well its box fits.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+SCORE_POWER = 1.0  # α and β of the paper
+IOU_POWER = 6.0
+
+# Overlaps below count as this much. A box that doesn't meet its object yet would otherwise have a
+# target score of zero, and with it no loss to learn from.
+MIN_IOU = 0.1
+
+
+class Assignment(NamedTuple):
+    """For each of the A predictions of each picture.
+
+    Attributes:
+        object: (B, A) int64, the object it learns; any for a prediction that learns none.
+        target: (B, A) the score it shall give to that object's class; 0 where it learns none.
+    """
+
+    object: Tensor
+    target: Tensor
+
+
+@torch.no_grad()
+def assign(
+    scores: Tensor,
+    boxes: Tensor,
+    centers: Tensor,
+    strides: Tensor,
+    true_boxes: Tensor,
+    labels: Tensor,
+    *,
+    positives: int = 10,
+) -> Assignment:
+    """Give each object its best predictions, at most `positives` of them.
+
+    Candidates are the predictions of the cells whose centre lies in the object's box, and of the
+    cell on each level in which the box's own centre lies: even the smallest object has some. A
+    prediction that several objects choose goes to the one that it overlaps most. No picture
+    depends on another one, no size on the data, and nothing waits for the device.
+
+    Args:
+        scores: (B, A, K) in [0, 1].
+        boxes: (B, A, 4) x1, y1, x2, y2, each of some area.
+        centers: (A, 2) x, y of each prediction's cell.
+        strides: (A,) side of each prediction's cell.
+        true_boxes: (B, M, 4).
+        labels: (B, M) int64, -1 for padding.
+        positives: the paper's m.
+    """
+    if labels.shape[1] == 0:
+        none = scores.new_zeros(scores.shape[:2])
+        return Assignment(none.long(), none)
+    iou = torch.vmap(box_iou)(true_boxes, boxes)  # (B, M, A)
+    of_class = labels.clamp(min=0).unsqueeze(-1).expand_as(iou)
+    score = scores.transpose(1, 2).gather(1, of_class)
+
+    size = true_boxes[..., 2:] - true_boxes[..., :2]
+    distance = centers - (true_boxes[..., :2] + size / 2).unsqueeze(2)  # (B, M, A, 2)
+    reach = torch.maximum(size.unsqueeze(2), strides.unsqueeze(-1)) / 2
+    candidate = (distance.abs() <= reach).all(-1) & (labels >= 0).unsqueeze(-1)
+
+    iou = iou.nan_to_num().clamp(min=MIN_IOU)  # padding may be of no area
+    goodness = score.pow(SCORE_POWER) * iou.pow(IOU_POWER) * candidate
+    best = goodness.topk(min(positives, goodness.shape[-1]), dim=-1)
+    chosen = torch.zeros_like(candidate).scatter(-1, best.indices, best.values > 0)
+
+    owner = torch.where(chosen, iou, 0).argmax(1)  # (B, A)
+    chosen &= owner.unsqueeze(1) == torch.arange(labels.shape[1], device=labels.device)[:, None]
+    goodness, iou = goodness * chosen, iou * chosen
+    # The best prediction of an object shall score as high as its box overlaps, the others less.
+    highest = goodness.amax(-1, keepdim=True).clamp(min=torch.finfo(goodness.dtype).tiny)
+    target = goodness / highest * iou.amax(-1, keepdim=True)
+    return Assignment(owner, target.sum(1))

@@ -1,0 +1,222 @@
+"""The project's own detector: one stage, no anchors, of the YOLO family.
+
+    backbone, feature maps at strides 8, 16, 32 → PAN neck → for each level and cell a score per
+    class and one box
+
+Every cell predicts a box by the offset of its centre from the cell's and by its size. Which cells
+learn an object is decided while training (models/task_aligned.py), so there are no anchor sizes to
+fit to a data set. The finest stride of 8 reaches objects of some 8 pixels; a level at stride 4
+would find smaller ones, at three times the cells and about twice the time of a step.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from errors import UserError
+from models.blocks import ConvBNAct, ResidualBlock
+from models.detector import Detections, DetectorLosses, select_detections
+from models.yolo_loss import yolo_losses
+
+STRIDES = (8, 16, 32)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Initial side of a predicted box in strides, 32, 64 and 128 pixels: about the middle of the sizes
+# that each level is for.
+START_SIZE = 4.0
+# Initial score of every class and cell, since nearly all of them show no object: without it the
+# first steps would do nothing but learn that (arXiv:1708.02002, section 3.3).
+START_SCORE = 0.01
+
+# The backbone (arguments of SyncBNBackbone), and the channels and blocks of neck and head.
+YOLO_SIZES = {
+    "yolo_nano": {
+        "backbone": {"stem": 16, "widths": (32, 48, 96, 128), "depths": (1, 1, 1, 1)},
+        "width": 48,
+        "depth": 1,
+    },
+    "yolo_s": {
+        "backbone": {"stem": 32, "widths": (64, 96, 192, 256), "depths": (1, 2, 2, 1)},
+        "width": 96,
+        "depth": 1,
+    },
+    "yolo_m": {
+        "backbone": {"stem": 48, "widths": (96, 192, 384, 512), "depths": (2, 3, 3, 2)},
+        "width": 192,
+        "depth": 2,
+    },
+}
+
+
+class CSPBlock(nn.Module):
+    """Residual blocks on half of the channels, and the other half past them (arXiv:1911.11929)."""
+
+    def __init__(self, in_channels: int, out_channels: int, depth: int = 1) -> None:
+        super().__init__()
+        half = out_channels // 2
+        self.past = ConvBNAct(in_channels, half, 1)
+        self.through = nn.Sequential(
+            ConvBNAct(in_channels, half, 1), *(ResidualBlock(half, half) for _ in range(depth))
+        )
+        self.merge = ConvBNAct(2 * half, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H, W)."""
+        return self.merge(torch.cat([self.past(x), self.through(x)], 1))
+
+
+class PAN(nn.Module):
+    """Path aggregation (arXiv:1803.01534): what flows to the fine maps, then where to the coarse.
+
+    `in_channels` are those of the backbone's maps, fine to coarse; `extra` more levels are added
+    below the coarsest. All maps that come out have `width` channels.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], width: int, depth: int = 1, *, extra: int = 0
+    ) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(ConvBNAct(channels, width, 1) for channels in in_channels)
+        self.extra = nn.ModuleList(ConvBNAct(width, width, 3, 2) for _ in range(extra))
+        steps = len(in_channels) + extra - 1
+        self.top_down = nn.ModuleList(CSPBlock(2 * width, width, depth) for _ in range(steps))
+        self.down = nn.ModuleList(ConvBNAct(width, width, 3, 2) for _ in range(steps))
+        self.bottom_up = nn.ModuleList(CSPBlock(2 * width, width, depth) for _ in range(steps))
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """[(B, C_i, H_i, W_i)], fine to coarse → [(B, width, H_i, W_i)], with the extra levels."""
+        maps = [lateral(f) for lateral, f in zip(self.lateral, features, strict=True)]
+        for extra in self.extra:
+            maps.append(extra(maps[-1]))
+        for i in reversed(range(len(maps) - 1)):
+            coarse = F.interpolate(maps[i + 1], size=maps[i].shape[-2:], mode="nearest")
+            maps[i] = self.top_down[i](torch.cat([maps[i], coarse], 1))
+        for i in range(len(maps) - 1):
+            fine = self.down[i](maps[i])
+            maps[i + 1] = self.bottom_up[i](torch.cat([maps[i + 1], fine], 1))
+        return maps
+
+
+class DecoupledHead(nn.Module):
+    """Scores and boxes of one level, each by two convolutions of its own (arXiv:2107.08430)."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.cls = nn.Sequential(
+            ConvBNAct(width, width), ConvBNAct(width, width), nn.Conv2d(width, num_classes, 1)
+        )
+        self.box = nn.Sequential(
+            ConvBNAct(width, width), ConvBNAct(width, width), nn.Conv2d(width, 4, 1)
+        )
+        for last in (self.cls[-1], self.box[-1]):
+            nn.init.normal_(last.weight, std=0.01)
+            nn.init.zeros_(last.bias)
+        nn.init.constant_(self.cls[-1].bias, math.log(START_SCORE / (1 - START_SCORE)))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, width, H, W) → logits (B, H * W, K) and codes of boxes (B, H * W, 4)."""
+        return self.cls(x).flatten(2).mT, self.box(x).flatten(2).mT
+
+
+class Yolo(nn.Module):
+    """The detector over a backbone; models/detector.py says what goes in and out.
+
+    Its losses are to be divided by the global sum of `positives`, which is known only after the
+    forward pass. `backbone` needs a feature map at stride 8; the strides it lacks are added.
+    """
+
+    divides_by = "positives"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        width: int = 48,
+        depth: int = 1,
+    ) -> None:
+        super().__init__()
+        self.levels = [backbone.strides.index(s) for s in STRIDES if s in backbone.strides]
+        if STRIDES[0] not in backbone.strides:
+            raise UserError(
+                f"this backbone has feature maps at strides {backbone.strides}, and the detector "
+                f"needs one at {STRIDES[0]}: choose a --backbone such as timm/resnet18."
+            )
+        channels = [backbone.channels[level] for level in self.levels]
+        self.backbone = backbone
+        self.neck = PAN(channels, width, depth, extra=len(STRIDES) - len(channels))
+        self.heads = nn.ModuleList(DecoupledHead(width, num_classes) for _ in STRIDES)
+        self.score_thresh, self.detections_per_img = 0.001, 100  # torchvision's names
+        # Constants, which no weights file needs to hold.
+        rgb = torch.tensor([IMAGENET_MEAN, IMAGENET_STD])[:, :, None, None]
+        self.register_buffer("mean", rgb[0], persistent=False)
+        self.register_buffer("std", rgb[1], persistent=False)
+
+    def forward(
+        self, images: Tensor, targets: dict[str, Tensor] | None = None
+    ) -> DetectorLosses | list[Detections]:
+        """Losses where targets are given, else detections."""
+        features = self.backbone((images - self.mean) / self.std)
+        maps = self.neck([features[level] for level in self.levels])
+        logits, codes = zip(
+            *(head(m) for head, m in zip(self.heads, maps, strict=True)), strict=True
+        )
+
+        # What follows in full precision: IoU in half precision is too coarse to learn from.
+        dtype = torch.promote_types(logits[0].dtype, torch.float32)
+        with torch.autocast(images.device.type, enabled=False):
+            logits, codes = torch.cat(logits, 1).to(dtype), torch.cat(codes, 1).to(dtype)
+            centers, strides = cells([m.shape[-2:] for m in maps], codes)
+            boxes = decode(codes, centers, strides)
+            if targets is not None:
+                return yolo_losses(logits, boxes, centers, strides, targets)
+            return [
+                select_detections(
+                    boxes[i],
+                    logits[i].sigmoid(),
+                    tuple(images.shape[-2:]),
+                    score_threshold=self.score_thresh,
+                    max_detections=self.detections_per_img,
+                )
+                for i in range(len(images))
+            ]
+
+
+def cells(sizes: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre (A, 2), x and y, and stride (A,) of the cells of all levels, in pixels.
+
+    `sizes` are the (height, width) of the maps; `like` gives type and device.
+    """
+    options = {"dtype": like.dtype, "device": like.device}
+    centers, strides = [], []
+    for (height, width), stride in zip(sizes, STRIDES, strict=True):
+        y, x = torch.meshgrid(
+            torch.arange(height, **options), torch.arange(width, **options), indexing="ij"
+        )
+        centers.append((torch.stack([x, y], -1).flatten(0, 1) + 0.5) * stride)
+        strides.append(torch.full((height * width,), stride, **options))
+    return torch.cat(centers), torch.cat(strides)
+
+
+def decode(codes: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
+    """Codes (..., A, 4) → boxes (..., A, 4), x1, y1, x2, y2 in pixels.
+
+    A code is the shift of the centre in strides, and the logarithm of the size in START_SIZE
+    strides, limited so that a prediction gone astray stays finite.
+    """
+    unit = strides.unsqueeze(-1)
+    center = centers + codes[..., :2] * unit
+    half = codes[..., 2:].clamp(-8, 8).exp() * (START_SIZE / 2 * unit)
+    return torch.cat([center - half, center + half], -1)
+
+
+def encode(boxes: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
+    """The inverse of `decode`, for boxes of some area."""
+    unit = strides.unsqueeze(-1)
+    low, high = boxes[..., :2], boxes[..., 2:]
+    shift = ((low + high) / 2 - centers) / unit
+    return torch.cat([shift, ((high - low) / (START_SIZE * unit)).log()], -1)
