@@ -54,6 +54,45 @@ class ConvBNAct(nn.Module):
         return self.act(self.bn(self.conv(x)))
 
 
+class FactorizedConv(nn.Sequential):
+    """A 3x3x3 ConvBNAct as one over space (1x3x3) and one over time (3x1x1) after it.
+
+    The (2+1)D convolution of https://arxiv.org/abs/1711.11248, section 3.5: twice the
+    nonlinearities at, by the width in between, as many weights as the whole convolution.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: Size = 1, *, act: bool = True
+    ) -> None:
+        time, *space = (stride,) * 3 if isinstance(stride, int) else stride
+        # Equation of the section above, for kernels of 3.
+        hidden = 27 * in_channels * out_channels // (9 * in_channels + 3 * out_channels)
+        super().__init__(
+            ConvBNAct(in_channels, hidden, (1, 3, 3), (1, *space), dims=3),
+            ConvBNAct(hidden, out_channels, (3, 1, 1), (time, 1, 1), act=act, dims=3),
+        )
+
+    @property
+    def bn(self) -> nn.Module:
+        """The normalisation that comes last."""
+        return self[-1].bn
+
+
+def conv3(
+    in_channels: int,
+    out_channels: int,
+    stride: Size = 1,
+    *,
+    act: bool = True,
+    dims: int = 2,
+    factorized: bool = False,
+) -> ConvBNAct | FactorizedConv:
+    """A ConvBNAct of kernel size 3 in every dimension, in 3-D factorised if asked for."""
+    if factorized:
+        return FactorizedConv(in_channels, out_channels, stride, act=act)
+    return ConvBNAct(in_channels, out_channels, 3, stride, act=act, dims=dims)
+
+
 class SeparableConv(nn.Sequential):
     """A spatial ConvBNAct for each channel by itself, then a pointwise one that mixes the channels.
 
@@ -74,6 +113,7 @@ class ResidualBlock(nn.Module):
     The basic block of https://arxiv.org/abs/1512.03385. With `zero_init` the last BatchNorm of the
     branch starts at gamma = 0: the block starts as its shortcut and the network as a shallow one,
     which trains more steadily from scratch (https://arxiv.org/abs/1706.02677, section 5.1).
+    `factorized` is for `dims=3`: see FactorizedConv.
     """
 
     def __init__(
@@ -84,11 +124,13 @@ class ResidualBlock(nn.Module):
         *,
         zero_init: bool = True,
         dims: int = 2,
+        factorized: bool = False,
     ) -> None:
         super().__init__()
+        kind = {"dims": dims, "factorized": factorized}
         self.branch = nn.Sequential(
-            ConvBNAct(in_channels, out_channels, 3, stride, dims=dims),
-            ConvBNAct(out_channels, out_channels, 3, act=False, dims=dims),
+            conv3(in_channels, out_channels, stride, **kind),
+            conv3(out_channels, out_channels, act=False, **kind),
         )
         same_shape = in_channels == out_channels and stride == 1
         self.shortcut = (

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from models.blocks import ConvBNAct, ResidualBlock
+from models.blocks import ResidualBlock, conv3
 
 # The arguments of SyncBNBackbone that each size stands for.
 SYNCBNNET_SIZES = {
@@ -27,7 +27,8 @@ class SyncBNBackbone(nn.Module):
 
     `channels` and `strides` describe the feature maps that `forward` returns. Every stage halves
     each dimension; the stem halves height and width by default and leaves time as it is. A stem
-    stride of 1 suits pictures as small as CIFAR's.
+    stride of 1 suits pictures as small as CIFAR's. `factorized` splits each convolution over clips
+    (`dims=3`) into one over space and one over time.
     """
 
     def __init__(
@@ -40,13 +41,15 @@ class SyncBNBackbone(nn.Module):
         stem_stride: int = 2,
         zero_init: bool = True,
         dims: int = 2,
+        factorized: bool = False,
     ) -> None:
         super().__init__()
         self.channels = [stem, *widths]
         self.strides = [stem_stride * 2**level for level in range(len(self.channels))]
 
         spatial_stride = (1,) * (dims - 2) + (stem_stride, stem_stride)
-        self.stem = ConvBNAct(in_channels, stem, 3, spatial_stride, dims=dims)
+        kind = {"dims": dims, "factorized": factorized}
+        self.stem = conv3(in_channels, stem, spatial_stride, **kind)
         self.stages = nn.ModuleList()
         for i, depth in enumerate(depths):
             sizes = [self.channels[i]] + [widths[i]] * depth
@@ -58,7 +61,7 @@ class SyncBNBackbone(nn.Module):
                             sizes[j + 1],
                             stride=2 if j == 0 else 1,
                             zero_init=zero_init,
-                            dims=dims,
+                            **kind,
                         )
                         for j in range(depth)
                     )

@@ -1,0 +1,85 @@
+"""Tables of labelled videos: Kinetics' own, and a simpler one for anything else."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from errors import UserError
+
+# Path, label, start and end in seconds.
+Row = tuple[str, str, float | None, float | None]
+
+
+def read_kinetics(table: Path, root: Path, videos: Mapping[str, Path]) -> tuple[list[Row], int]:
+    """Read a table with one of two headers.
+
+    - ``label,youtube_id,time_start,time_end,...``, as Kinetics is published. The video is found by
+      name in any folder: ``<id>_<start>_<end>`` with six digits each is the part itself, ``<id>``
+      the whole video. Many are no longer to be had, so those that aren't there are counted.
+    - ``label,file[,start,end]`` with paths relative to the data folder; an empty start or end is
+      the video's own.
+
+    Args:
+        table: the CSV file.
+        root: the data folder.
+        videos: the videos below it, by name without suffix.
+
+    Returns:
+        Rows, and the number of videos that weren't found.
+
+    Raises:
+        UserError: the header is another, a cell can't be read, a named file is missing, or nothing
+            is left.
+    """
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        header = set(reader.fieldnames or ())
+        if {"label", "youtube_id", "time_start", "time_end"} <= header:
+            find = _published
+        elif {"label", "file"} <= header:
+            find = _simple
+        else:
+            raise UserError(
+                f"The first line of {table} names neither label,youtube_id,time_start,time_end nor "
+                "label,file: give it one of these headers."
+            )
+        rows, missing = [], 0
+        for line in reader:
+            try:
+                row = find(line, root, videos)
+            except (ValueError, TypeError, AttributeError):
+                raise UserError(
+                    f"Line {reader.line_num} of {table} can't be read: it takes a label, a video "
+                    "and times in seconds."
+                ) from None
+            if row is None:
+                missing += 1
+            else:
+                rows.append(row)
+    if not rows:
+        raise UserError(
+            f"{table} names no video that is below {root}: put the videos there, by their names."
+        )
+    return rows, missing
+
+
+def _published(line: dict[str, str], _: Path, videos: Mapping[str, Path]) -> Row | None:
+    name, label = line["youtube_id"].strip(), line["label"].strip()
+    start, end = float(line["time_start"]), float(line["time_end"])
+    part = videos.get(f"{name}_{int(start):06d}_{int(end):06d}")
+    if part:
+        return str(part), label, None, None
+    return (str(videos[name]), label, start, end) if name in videos else None
+
+
+def _simple(line: dict[str, str], root: Path, _: Mapping[str, Path]) -> Row:
+    path = root / line["file"].strip()
+    if not path.exists():
+        raise UserError(f"{path} is not there although a table names it: restore it.")
+    start, end = (line.get(column) for column in ("start", "end"))
+    return (
+        str(path),
+        line["label"].strip(),
+        float(start) if start and start.strip() else None,
+        float(end) if end and end.strip() else None,
+    )
