@@ -1,0 +1,78 @@
+"""mixup and CutMix, sample by sample.
+
+The usual code mixes pictures of a batch with each other, so what a process learns depends on how
+many share the batch. Here a sample draws its partner from the whole split with its own random
+state, and the same training results on any number of processes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Mixes a sample with another one, at random from torch's generator.
+
+    With both methods on, each is taken for half of the mixed samples.
+
+    Args:
+        mixup: alpha of the Beta distribution of the shares in mixup (0: off); 0.2 is usual
+            (https://arxiv.org/abs/1710.09412).
+        cutmix: the same for CutMix; 1.0 is usual (https://arxiv.org/abs/1905.04899).
+        prob: share of the samples that are mixed at all.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    prob: float = 1.0
+
+    def __call__(
+        self,
+        image: torch.Tensor,
+        label: int,
+        read: Callable[[int], tuple[torch.Tensor, int]],
+        num_samples: int,
+    ) -> dict[str, Any]:
+        """Mix ``image`` (3, H, W) with what ``read`` returns for one of 0..num_samples-1.
+
+        Returns:
+            {"image": uint8 (3, H, W), "label2": int, "mix": float}: the loss is ``mix`` times that
+            of the label plus ``1 - mix`` times that of label2.
+        """
+        enabled = [(a, mix) for a, mix in ((self.mixup, mixup), (self.cutmix, cutmix)) if a > 0]
+        if not enabled or torch.rand(()) >= self.prob:
+            return {"image": image, "label2": label, "mix": 1.0}
+        alpha, mix_images = enabled[int(torch.randint(len(enabled), ()))]
+        share = torch.distributions.Beta(alpha, alpha).sample().item()
+        other, label2 = read(int(torch.randint(num_samples, ())))
+        mixed, share = mix_images(image, other, share)
+        return {"image": mixed, "label2": label2, "mix": share}
+
+
+def mixup(image: torch.Tensor, other: torch.Tensor, share: float) -> tuple[torch.Tensor, float]:
+    """``share * image + (1 - share) * other``, rounded to bytes, and the share."""
+    return torch.lerp(other.float(), image.float(), share).round().to(torch.uint8), share
+
+
+def cutmix(image: torch.Tensor, other: torch.Tensor, share: float) -> tuple[torch.Tensor, float]:
+    """``image`` with a window of ``other`` about a random point, and the share left of ``image``.
+
+    The window has the picture's proportions and ``1 - share`` of its area, less what lies outside.
+    """
+    height, width = image.shape[-2:]
+    side = (1 - share) ** 0.5
+    rows, columns = _window(height, side), _window(width, side)
+    mixed = image.clone()
+    mixed[:, rows, columns] = other[:, rows, columns]
+    covered = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return mixed, 1 - covered / (height * width)
+
+
+def _window(length: int, side: float) -> slice:
+    """A piece of ``side`` times the length about a random pixel, cut off at the ends."""
+    wanted = round(length * side)
+    first = int(torch.randint(length, ())) - wanted // 2
+    return slice(max(0, first), min(length, first + wanted))
