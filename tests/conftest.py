@@ -28,6 +28,10 @@ SMALL = {
 }
 TINY = {
     "train_segmentation": SMALL | {"image_size": [32, 32], "crop_size": [32, 32]},
+    "train_detection": SMALL | {"image_size": [64, 64]},
+    "train_video": SMALL
+    | {"clip_frames": 4, "crop_size": [24, 24], "short_side": [24, 28], "eval_short_side": 24},
+    "train_classification": SMALL | {"image_size": [24, 24]},
 }
 
 
@@ -105,20 +109,23 @@ def accelerate(processes: int, *arguments: str) -> list[str]:
     return [*LAUNCH, *options, "--main_process_port", "0", *arguments]
 
 
+def train_here(script: str, path: Path, **options: object) -> Run:
+    """Run a training script, made tiny, in this process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    module = importlib.import_module(script)
+    parsed = module.Options(**TINY[script] | {"output_dir": str(path)} | options)
+    parsed.check()
+    return Run(path, module.main(parsed))
+
+
 @pytest.fixture
 def train(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Run]:
-    """Train the test module's SCRIPT, made tiny, in this process: ``train("name", lr=0.1)``."""
-    script = request.module.SCRIPT
-    module = importlib.import_module(script)
+    """Run the test module's SCRIPT in this process: ``train("name", lr=0.1, ...)``."""
 
     def run(name: str = "run", **options: object) -> Run:
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(reset_partial_state=True)
-        path = tmp_path / name
-        parsed = module.Options(**TINY[script] | {"output_dir": str(path)} | options)
-        parsed.check()
-        return Run(path, module.main(parsed))
+        return train_here(request.module.SCRIPT, tmp_path / name, **options)
 
     return run
 

@@ -14,6 +14,9 @@ from tests.conftest import LAUNCH, ROOT, TINY, Run, accelerate, launched
 # A script joins the promise by standing here, with options that make it small.
 SCRIPTS = {
     "train_segmentation": {"aux_loss": 0.4, "loss": "ce_dice"},
+    "train_detection": {"mosaic": 0.5, "mixup": 0.3, "iou_crop": 0.5},
+    "train_video": {"eval_clips": 2, "label_smoothing": 0.1},
+    "train_classification": {"mixup": 0.2, "cutmix": 1.0, "erasing": 0.3},
 }
 # float32 differs in rounding alone, which says little; one script shows how little.
 PRECISIONS = [(script, "float64", 1e-9) for script in SCRIPTS]

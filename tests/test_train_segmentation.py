@@ -14,7 +14,7 @@ from torch import nn
 import train_segmentation
 from engine.loop import Trainer
 from errors import UserError
-from tests.conftest import TINY, Run
+from tests.conftest import Run, train_here
 
 SCRIPT = "train_segmentation"
 
@@ -22,12 +22,7 @@ SCRIPT = "train_segmentation"
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run that the others differ from by one option."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    path = tmp_path_factory.mktemp("baseline") / "run"
-    options = train_segmentation.Options(**TINY[SCRIPT], output_dir=str(path))
-    return Run(path, train_segmentation.main(options))
+    return train_here(SCRIPT, tmp_path_factory.mktemp("baseline") / "run")
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
