@@ -254,7 +254,9 @@ def _thaw(frozen: nn.Module) -> _BatchNorm:
     fallback = _timm("BatchNormAct2d") if has_activation else nn.BatchNorm2d
     kind = frozen.__dict__.get("plain_class", fallback)
     affine = frozen.weight is not None
-    layer = kind(len(frozen.running_mean), eps=frozen.eps, affine=False)
+    layer = kind(len(frozen.running_mean), affine=False)
+    # torchvision's detectors freeze with eps 0, by which a channel that goes silent would divide.
+    layer.eps = frozen.eps or layer.eps
     layer.affine = affine
     if affine:
         layer.weight = nn.Parameter(frozen.weight)
