@@ -195,7 +195,6 @@ class Detection:
         self, batch: dict[str, Any], number: int, found: dict[str, Tensor]
     ) -> PictureRecord:
         """What was found in a picture of a batch, in the picture's own pixels."""
-        truth = batch["truth"][number]
         meta = {name: batch[name][number] for name in ("size", "scale", "offset")}
         boxes = to_original(found["boxes"].cpu(), meta)
         boxes[:, 2:] -= boxes[:, :2]
@@ -206,7 +205,7 @@ class Detection:
         return PictureRecord(
             index=int(batch["index"][number]),
             size=tuple(meta["size"].tolist()),
-            truth=truth | {"rles": truth.get("rle")},
+            truth=batch["truth"][number],
             boxes=boxes.numpy(),
             scores=found["scores"].double().cpu().numpy(),
             labels=found["labels"].cpu().numpy(),

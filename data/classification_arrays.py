@@ -19,6 +19,8 @@ from errors import UserError
 FAKE_SAMPLES = {"train": 512, "val": 128}
 FAKE_CLASSES = 10
 
+Arrays = tuple[Sequence[np.ndarray], Sequence[int]]  # pictures and labels
+
 IDX_FILES = [
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -57,24 +59,17 @@ def load_fashion_mnist(
     """Fashion-MNIST from its four idx files, plain or gzipped."""
     root = _root("fashion_mnist", data_dir, f"{IDX_FILES[0][0]}.gz and its three companions")
 
-    def find() -> list[tuple[Path, ...]] | None:
+    def find() -> list[Arrays] | None:
         for folder in (root, root / "FashionMNIST" / "raw", root / "raw"):
-            names = [[_plain_or_gz(folder / name) for name in pair] for pair in IDX_FILES]
-            if all(path for pair in names for path in pair):
-                return [tuple(pair) for pair in names]
+            found = [[_plain_or_gz(folder / name) for name in pair] for pair in IDX_FILES]
+            if all(path for pair in found for path in pair):
+                return [_read_split(*pair, len(source.classes)) for pair in found]
         return None
 
     source = torchvision.datasets.FashionMNIST
-    found, notes = _find_or_download(
+    splits, notes = _find_or_download(
         find, lambda: source(str(root), download=True), root, "Fashion-MNIST"
     )
-    splits = [(_read_idx(images, 3), _read_idx(labels, 1)) for images, labels in found]
-    for (images, labels), (images_file, _) in zip(splits, found, strict=True):
-        if len(images) != len(labels) or labels.max(initial=0) >= len(source.classes):
-            raise UserError(
-                f"{images_file} holds {len(images)} pictures and its file of labels {len(labels)} "
-                f"labels up to {labels.max(initial=0)}: they are not those of Fashion-MNIST."
-            )
     limits = (limit_train, limit_val)
     return _data("fashion_mnist", splits, source.classes, limits, notes)
 
@@ -127,17 +122,22 @@ def _find_or_download(
     find: Callable[[], list | None], download: Callable[[], object], root: Path, what: str
 ) -> tuple[list, tuple[str, ...]]:
     """What ``find`` finds in ``root``, if need be after a download, and a note about that."""
-    if (found := find()) is not None:
-        return found, ()
+    damage = None
+    try:
+        if (found := find()) is not None:
+            return found, ()
+    except UserError as error:  # which may be another process's download that isn't finished
+        damage = error
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".download.lock"):  # one process downloads, the others wait for it
-            if (found := find()) is None:
-                download()
-                found = find()
+            if (found := find()) is not None:
+                return found, ()
+            download()
+            found = find()
     except (OSError, RuntimeError, EOFError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-        raise UserError(
+        raise damage or UserError(
             f"{what} is not in {root} and can't be downloaded ({reason}): bring its files from a "
             "machine with a network, or check --data_dir."
         ) from error
@@ -149,6 +149,16 @@ def _plain_or_gz(path: Path) -> Path | None:
     return next((file for file in (path, gzipped) if file.is_file()), None)
 
 
+def _read_split(images_file: Path, labels_file: Path, num_classes: int) -> Arrays:
+    images, labels = _read_idx(images_file, 3), _read_idx(labels_file, 1)
+    if len(images) != len(labels) or labels.max(initial=0) >= num_classes:
+        raise UserError(
+            f"{images_file} holds {len(images)} pictures and {labels_file.name} {len(labels)} "
+            f"labels up to {labels.max(initial=0)}: they are not those of Fashion-MNIST."
+        )
+    return images, labels
+
+
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     """The uint8 array of an idx file: two zeros, type 8, the dimensions, their sizes, the data."""
     try:
@@ -157,17 +167,18 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} can't be unpacked ({error}): download it again.") from error
     start = 4 + 4 * dimensions
-    sizes = np.frombuffer(data[4:start], ">u4").astype(np.int64)
-    if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) != start + sizes.prod():
-        raise UserError(
-            f"{path} is no complete idx file of {dimensions} dimensions: download it again."
-        )
-    return np.frombuffer(data, np.uint8, offset=start).reshape(sizes)
+    if data[:4] == bytes([0, 0, 8, dimensions]) and len(data) >= start:
+        sizes = np.frombuffer(data[4:start], ">u4").astype(np.int64)
+        if len(data) == start + sizes.prod():
+            return np.frombuffer(data, np.uint8, offset=start).reshape(sizes)
+    raise UserError(
+        f"{path} is no complete idx file of {dimensions} dimensions: download it again."
+    )
 
 
 def _data(
     dataset: str,
-    splits: Sequence[tuple[Sequence[np.ndarray], Sequence[int]]],
+    splits: Sequence[Arrays],
     classes: Sequence[str],
     limits: tuple[int | None, int | None],
     notes: tuple[str, ...] = (),

@@ -156,7 +156,7 @@ class DetectionDataset(Dataset):
         if self.transform is not None:
             # Forked, so that without workers the main process's own random state stays untouched.
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(sample_seed(self.seed, epoch, index))
+                torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
                 sample = self.transform(sample, epoch, self._another)
         if not self.with_masks:
             sample.pop("masks", None)

@@ -110,7 +110,7 @@ class SegmentationDataset(Dataset):
         if self.transform is not None:
             # Forked, so that without workers the main process's own random state stays untouched.
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(sample_seed(self.seed, epoch, index))
+                torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
                 image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
         return {
             "image": image.as_subclass(torch.Tensor),

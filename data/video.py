@@ -121,7 +121,7 @@ class VideoDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         # Forked, so that without workers the main process's own random state stays untouched.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(sample_seed(self.seed, epoch, index))
+            torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
             with self.open(index) as video:
                 places = [torch.rand(()).item()] if self.train else self.clip.positions()
                 clips = [self._clip(video, index, place) for place in places]

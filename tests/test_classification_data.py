@@ -5,6 +5,10 @@ import hashlib
 import io
 import pickle
 import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -259,7 +263,7 @@ def test_fashion_mnist(tmp_path, inner, gzipped):
     assert all(torch.equal(channel, expected) for channel in image)
 
 
-@pytest.mark.parametrize("damage", ["cut", "cut gzip", "other", "labels"])
+@pytest.mark.parametrize("damage", ["cut", "cut gzip", "header", "other", "labels"])
 def test_damaged_fashion_mnist_is_named(tmp_path, damage):
     make_fashion_mnist(tmp_path / "d", gzipped=damage == "cut gzip")
     path = tmp_path / "d" / "t10k-images-idx3-ubyte"
@@ -268,6 +272,8 @@ def test_damaged_fashion_mnist_is_named(tmp_path, damage):
     elif damage == "cut gzip":
         path = path.with_name(f"{path.name}.gz")
         path.write_bytes(path.read_bytes()[:-20])
+    elif damage == "header":
+        path.write_bytes(path.read_bytes()[:7])
     elif damage == "other":
         path.write_bytes(b"<html>not found</html>")
     else:
@@ -359,6 +365,29 @@ def test_data_are_downloaded_once_or_the_failure_told(tmp_path, monkeypatch, dat
     second = load_classification(dataset, str(tmp_path / "new"))
     assert len(calls) == 1 and first.train[:] == second.train[:]
     assert "downloaded to" in first.notes[0] and second.notes == ()
+
+
+def test_processes_that_start_together_download_once(tmp_path, monkeypatch):
+    calls, half_written = [], threading.Event()
+
+    def download(self):
+        calls.append(self.root)
+        folder = Path(self.root) / "FashionMNIST" / "raw"
+        make_fashion_mnist(folder, gzipped=False)
+        whole = (folder / "t10k-labels-idx1-ubyte").read_bytes()
+        (folder / "t10k-labels-idx1-ubyte").write_bytes(whole[:9])
+        half_written.set()
+        time.sleep(0.2)  # in which the other one meets half a file
+        (folder / "t10k-labels-idx1-ubyte").write_bytes(whole)
+
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "download", download)
+    load = partial(load_classification, "fashion_mnist", str(tmp_path / "new"))
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(load)
+        assert half_written.wait(10)
+        second = pool.submit(load)
+        assert first.result().train[:] == second.result().train[:]
+    assert len(calls) == 1
 
 
 # The hub
