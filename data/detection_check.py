@@ -36,7 +36,7 @@ class DetectionSurvey:
     samples: int
 
     def lines(self, classes: Sequence[str]) -> list[str]:
-        """A table: boxes and images of each class, and how many of the boxes are how large."""
+        """A table: boxes and images of each class and how large the boxes are; what is left out."""
         width = max(map(len, classes))
         rows = []
         for name, counts, images in zip(classes, self.boxes, self.images.tolist(), strict=True):
@@ -44,7 +44,7 @@ class DetectionSurvey:
             sizes = ", ".join(f"{s:3.0f} % {size}" for s, size in zip(shares, SIZES, strict=True))
             rows.append(f"{name:<{width}}  {int(counts.sum()):6} boxes in {images} images: {sizes}")
         last = f"{self.empty} images without objects, {self.crowds} crowds or difficult objects"
-        return [*rows, last]
+        return [*rows, last, *self.dropped]
 
 
 def survey_detection(dataset: DetectionDataset, num_workers: int = 0) -> DetectionSurvey:

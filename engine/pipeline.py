@@ -21,6 +21,8 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from engine.collectives import sum_over_processes
+
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
 
@@ -64,7 +66,8 @@ def take_place(stages: int, device: torch.device) -> Place:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     replicas = dist.get_world_size() // stages
     names = ("stage", "replica")
-    mesh = init_device_mesh(device.type, (stages, replicas), mesh_dim_names=names)
+    kind = device.type if dist.get_world_size() > 1 else "cpu"
+    mesh = init_device_mesh(kind, (stages, replicas), mesh_dim_names=names)
     return Place(
         stages,
         replicas,
@@ -73,6 +76,18 @@ def take_place(stages: int, device: torch.device) -> Place:
         mesh.get_group("stage"),
         mesh.get_group("replica"),
     )
+
+
+class Times(NamedTuple):
+    """Times of a process's steps, in seconds.
+
+    Attributes:
+        busy: its stage computed, forward or backward.
+        lasted: from the first forward's start to the last backward's end, as this process saw it.
+    """
+
+    busy: float
+    lasted: float
 
 
 class Clock:
@@ -109,9 +124,7 @@ class TimedStage(PipelineStage):
     """A stage that counts the time of its forwards and backwards, without that of its messages."""
 
     def __init__(self, module: nn.Module, place: Place, device: torch.device, **shapes: Any):
-        super().__init__(
-            module, place.stage, place.stages, device, group=place.pipeline, **shapes
-        )
+        super().__init__(module, place.stage, place.stages, device, group=place.pipeline, **shapes)
         self.busy = Clock(device)
 
     def forward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
@@ -153,15 +166,18 @@ class Pipeline:
         device: torch.device,
     ) -> None:
         self.module, self.place = module, place
-        # Given the shapes, torch needs no trial forward, which would run on made-up pictures and
-        # which torch before 2.14 lets change BatchNorm's running statistics.
+        if place.stages > 1:
+            # A group's first NCCL operation has to be one of all its processes.
+            dist.all_reduce(torch.zeros(1, device=device), group=place.pipeline)
+        # Given the shapes, torch makes no trial forward on made-up pictures, in which BatchNorm's
+        # running statistics would follow them in some of torch's versions.
         shapes = {
             name: torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
             for name, shape in (("input_args", input_shape), ("output_args", output_shape))
         }
         self._stage = TimedStage(module, place, device, **shapes)
         self._train = SCHEDULES[schedule](self._stage, microbatches, loss_fn=_mean_loss)
-        # Another one that never runs backward: a schedule's buffers are made for one of both uses.
+        # Another one without backward, since a schedule's buffers are made for one of the two.
         self._eval = ScheduleGPipe(TimedStage(module, place, device, **shapes), microbatches)
         self._wall = Clock(device)
 
@@ -199,15 +215,28 @@ class Pipeline:
         dist.all_reduce(flat, group=self.place.copies)
         vector_to_parameters(flat / self.place.replicas, gradients)
 
-    def take_times(self) -> tuple[float, float]:
-        """Seconds since the last call that this stage computed, and that its steps lasted."""
-        return self._stage.busy.take(), self._wall.take()
+    def take_times(self) -> Times:
+        """The times since the last call; waits for the device."""
+        return Times(self._stage.busy.take(), self._wall.take())
 
 
 def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.dtype == torch.bfloat16:
         logits = logits.float()
     return F.cross_entropy(logits, labels)
+
+
+def measured_bubble(times: Times, place: Place, device: torch.device) -> float | None:
+    """The share of a step in which the stages stand idle (a collective of all processes).
+
+    1 - (sum of all stages' busy time) / (stages * time of the step), over all pipelines. The time
+    of a step is the first stage's, which begins it and ends it: loading, the averaging of gradients
+    and the optimizer are not in it. None if there was no step.
+    """
+    available = place.stages * times.lasted if place.is_first else 0.0
+    sums = torch.tensor([times.busy, available], dtype=torch.float64, device=device)
+    busy, available = sum_over_processes(sums).tolist()
+    return 1 - busy / available if available else None
 
 
 def ideal_bubble(stages: int, microbatches: int) -> float:

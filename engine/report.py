@@ -148,7 +148,8 @@ class Report:
             "pictures": sorted(self.picture_paths),
         }
         for what, paths in places.items():
-            print(f"{what:>8}  {', '.join(str(p) for p in paths if p.exists())}")
+            if there := [str(path) for path in paths if path.exists()]:
+                print(f"{what:>8}  {', '.join(there)}")
         if summary["norm"]["advice"]:
             print(f"{'norm':>8}  {summary['norm']['kind']}: {summary['norm']['advice']}")
         print(f"{'curves':>8}  tensorboard --logdir {path}")

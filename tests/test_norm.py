@@ -482,3 +482,11 @@ def test_disagreement_in_one_process_is_zero():
     with rank_disagreement(nn.Linear(2, 2)) as probe:
         pass
     assert probe.result.share == 0
+
+
+def test_data_parallel_is_refused():
+    # What torch.nn.DataParallel makes of the layer on each of several GPUs.
+    layer = SyncBatchNorm(3)
+    replica = layer._replicate_for_data_parallel()
+    with pytest.raises(RuntimeError, match="DataParallel's replicas share no statistics"):
+        replica(torch.randn(2, 3))

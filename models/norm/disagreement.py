@@ -19,6 +19,8 @@ from models.norm.running_stats import joined_statistics, recorded_statistics
 # independent samples the share falls as 1/batch; 0.01 is a shift of a tenth of a deviation.
 HIGH = 0.03
 LOW = 0.01
+# So far below what chance gives, the ranks' means differ by rounding alone.
+COPIES = 1e-9
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Disagreement:
     @property
     def advice(self) -> str:
         """One sentence for the log."""
+        if self.share < COPIES * self.by_chance:
+            return (
+                "the ranks' batches are copies of each other: the sampler doesn't share the samples "
+                "out, and each step learns from one batch only."
+            )
         found = (
             f"the ranks' batch means differ by {self.shift:.2f} standard deviations "
             f"(most in {self.worst_layer or 'the model'})"

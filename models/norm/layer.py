@@ -73,6 +73,11 @@ class SyncBatchNorm(_BatchNorm):
         """Normalise `input`, (N, C, ...); the output has its shape, dtype and memory format."""
         group = find_group(self.group_name) if self.training else None
         if group is None:
+            if self.training and getattr(self, "_is_replica", False):
+                raise RuntimeError(
+                    "torch.nn.DataParallel's replicas share no statistics, so SyncBatchNorm would "
+                    "be plain BatchNorm: start a process per GPU (accelerate launch) instead."
+                )
             return super().forward(input)
         self._check_input_dim(input)
         if input.size(1) != self.num_features:

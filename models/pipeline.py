@@ -1,0 +1,216 @@
+"""Networks cut into stages: the sequence of a network's layers, what each costs, where to cut.
+
+A stage is an `nn.Module` of its own that keeps its layers' names, so that the state dicts of all
+stages together are that of the uncut network.
+"""
+
+import copy
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import ResNet
+
+from errors import UserError
+from models.syncbnnet import SyncBNNet
+
+
+class Unit(NamedTuple):
+    """Layers that stay in one stage: a residual block, the stem or the classifier.
+
+    Attributes:
+        name: of the first layer; the network can be cut before every unit but the first.
+        layers: by their names in the network, in the order in which they are applied.
+    """
+
+    name: str
+    layers: dict[str, nn.Module]
+
+
+class Cost(NamedTuple):
+    """What a unit costs.
+
+    Attributes:
+        parameters: numbers that are trained.
+        compute: floating-point operations of one sample's forward.
+        shape: of one sample's output.
+    """
+
+    parameters: int
+    compute: int
+    shape: tuple[int, ...]
+
+
+class GlobalMean(nn.Module):
+    """(B, C, *size) → (B, C), the mean over the size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average over all but the first two dimensions."""
+        return x.mean(dim=tuple(range(2, x.ndim)))
+
+
+def units_of(model: nn.Module) -> list[Unit]:
+    """The network as units, which applied one after the other are its forward.
+
+    Args:
+        model: torchvision's ResNet, of any depth and width, or SyncBNNet.
+
+    Raises:
+        UserError: any other network.
+    """
+    if isinstance(model, ResNet):
+        stem = ("conv1", "bn1", "relu", "maxpool")
+        blocks = [f"layer{stage}" for stage in range(1, 5)]
+        pool = {"avgpool": model.avgpool, "flatten": nn.Flatten(1)}
+        head = "fc"
+    elif isinstance(model, SyncBNNet):
+        stem = ("backbone.stem",)
+        blocks = [f"backbone.stages.{stage}" for stage in range(len(model.backbone.stages))]
+        pool = {"pool": GlobalMean()}
+        head = "head"
+    else:
+        raise UserError(
+            f"{type(model).__name__} can't be cut into stages: choose --model resnet18, resnet34, "
+            "resnet50 or another of torchvision's ResNets, or syncbnnet, _s, _m or _l."
+        )
+    units = [Unit(stem[0], {name: model.get_submodule(name) for name in stem})]
+    for stage in blocks:
+        for number, block in enumerate(model.get_submodule(stage)):
+            name = f"{stage}.{number}"
+            units.append(Unit(name, {name: block}))
+    # With the last block, so that a stage before the classifier sends C numbers, not C*H*W.
+    units[-1].layers.update(pool)
+    return [*units, Unit(head, {head: model.get_submodule(head)})]
+
+
+def costs_of(units: Sequence[Unit], image_size: tuple[int, int]) -> list[Cost]:
+    """What each unit costs for pictures (3, *image_size); computes shapes and no values."""
+    x, costs = torch.empty(1, 3, *image_size, device="meta"), []
+    for unit in units:
+        layers = nn.Sequential(*unit.layers.values())
+        parameters = sum(p.numel() for p in layers.parameters())
+        # Copied unit by unit, since the whole network may be too large to have twice.
+        layers = copy.deepcopy(layers).to("meta", torch.float32).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            x = layers(x)
+        costs.append(Cost(parameters, counter.get_total_flops(), tuple(x.shape[1:])))
+    return costs
+
+
+def cut_at(units: Sequence[Unit], names: Sequence[str]) -> list[int]:
+    """Where each stage begins, from the names of the layers before which to cut.
+
+    Args:
+        units: of the network.
+        names: a layer ("layer3.1") or a stage of the network, which stands for its first layer
+            ("layer3"), in the network's order.
+
+    Returns:
+        The index of each stage's first unit; the first is 0.
+
+    Raises:
+        UserError: there is no such layer, or the order is another.
+    """
+    places = {unit.name: index for index, unit in enumerate(units) if index}
+    places |= {name.removesuffix(".0"): index for name, index in places.items()}
+    for name in names:
+        if name not in places:
+            known = [unit.name.removesuffix(".0") for unit in units[1:]]
+            raise UserError(
+                f"--split_at: this network can't be cut before {name!r}; it can be before "
+                f"{', '.join(known)}."
+            )
+    starts = [0, *(places[name] for name in names)]
+    if any(later <= earlier for earlier, later in pairwise(starts)):
+        raise UserError(
+            f"--split_at {','.join(names)} must name different layers in the network's order."
+        )
+    return starts
+
+
+def cut_evenly(weights: Sequence[int], stages: int) -> list[int]:
+    """Where each stage begins, for the heaviest stage to be as light as it can be.
+
+    Args:
+        weights: of the units.
+        stages: how many stages, each of at least one unit.
+
+    Returns:
+        The index of each stage's first unit; the first is 0.
+
+    Raises:
+        UserError: there are fewer units than stages.
+    """
+    count = len(weights)
+    if stages > count:
+        raise UserError(
+            f"A network of {count} pieces can't be cut into {stages} stages: use at most "
+            f"{count} stages, or a deeper --model."
+        )
+    # best[i]: the heaviest stage's weight and the starts, if units i.. make up so many stages.
+    best = {first: (sum(weights[first:]), [first]) for first in range(count)}
+    for _ in range(stages - 1):
+        best = {
+            first: min(
+                (max(sum(weights[first:second]), best[second][0]), [first, *best[second][1]])
+                for second in range(first + 1, count)
+                if second in best
+            )
+            for first in range(count)
+            if any(second in best for second in range(first + 1, count))
+        }
+    return best[0][1]
+
+
+def describe(
+    units: Sequence[Unit], costs: Sequence[Cost], parts: Sequence[slice]
+) -> list[dict[str, Any]]:
+    """Where each stage begins and ends, and its shares of parameters and computation."""
+    total = [sum(column) for column in list(zip(*costs, strict=True))[:2]]
+    return [
+        {
+            "first": units[part][0].name,
+            "last": units[part][-1].name,
+            "parameters": sum(cost.parameters for cost in costs[part]) / total[0],
+            "compute": sum(cost.compute for cost in costs[part]) / total[1],
+        }
+        for part in parts
+    ]
+
+
+class Stage(nn.Module):
+    """Some consecutive units of a network, under the names that they have in it.
+
+    Args:
+        units: of this stage.
+        compute_dtype: bfloat16 for mixed precision (autocast), in which the outputs are, too.
+    """
+
+    def __init__(self, units: Sequence[Unit], compute_dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.compute_dtype = compute_dtype
+        self._order = []  # a list, which nn.Module doesn't register under names of its own
+        for unit in units:
+            for name, layer in unit.layers.items():
+                self._register(name, layer)
+                self._order.append(layer)
+
+    def _register(self, name: str, layer: nn.Module) -> None:
+        *path, last = name.split(".")
+        parent = self
+        for part in path:
+            if part not in parent._modules:
+                parent.add_module(part, nn.Module())
+            parent = parent._modules[part]
+        parent.add_module(last, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the units one after the other."""
+        mixed = self.compute_dtype is not None
+        with torch.autocast(x.device.type, self.compute_dtype, enabled=mixed):
+            for layer in self._order:
+                x = layer(x)
+        return x.to(self.compute_dtype) if mixed else x

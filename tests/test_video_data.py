@@ -1,0 +1,740 @@
+"""Video data: exact frames, clips, every source's layout, determinism, bad files and pictures."""
+
+import csv
+import gc
+import pickle
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import datasets
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+
+from data import synthetic_video
+from data.confusion_picture import confusion_picture
+from data.decode import SampleError
+from data.video import (
+    ClipOptions,
+    VideoDataset,
+    collate_eval,
+    collate_train,
+    load_video,
+)
+from data.video_check import survey_videos
+from data.video_clips import clip_numbers, is_short, segment
+from data.video_decode import open_video, torchcodec_decoder
+from data.video_pictures import film_sheet, film_strip
+from data.video_transforms import EvalTransform, TrainTransform
+from errors import UserError
+
+X264 = "libx264" in av.codecs_available
+KEEP = TrainTransform((32, 32), (32, 32), hflip=0)  # leaves videos of 32x32 as they are
+
+
+def make_video(
+    path: Path,
+    frames: int = 30,
+    codec: str = "mpeg4",
+    size: tuple[int, int] = (32, 48),
+    stamps: list[int] | None = None,
+    rate: int = 25,
+    shade: int = 0,
+    **options: str,
+) -> Path:
+    """A video of (height, width), each frame of it different, with a key frame every 8 frames."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options={"g": "8", **options})
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        if stamps:
+            stream.codec_context.time_base = Fraction(1, 30)
+        for number in range(frames):
+            picture = np.full((*size, 3), shade, np.uint8)
+            picture[:, :, 0] = 8 * number % 256
+            picture[number % size[0], :, 1] = 255
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if stamps:
+                frame.pts, frame.time_base = stamps[number], Fraction(1, 30)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def decode_all(path: Path) -> torch.Tensor:
+    """Every frame from the first on, (T, 3, H, W)."""
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+
+
+def opened(path: Path, decoder: str = "auto"):
+    return open_video({"path": str(path), "bytes": None}, path.name, decoder)
+
+
+def is_one_sentence(message: str) -> bool:
+    body = message.removesuffix(".")
+    return message.endswith(".") and "\n" not in message and ". " not in body and len(message) < 600
+
+
+# Exact frames
+
+IRREGULAR = np.cumsum([100, *([1, 2, 1, 3] * 8)])[:30].tolist()
+FILES = [
+    ("plain.avi", {}),
+    ("b_frames.avi", {"bf": "2"}),  # no time stamps, and packets in another order than frames
+    ("b_frames.mp4", {"bf": "2"}),
+    ("scanned.mkv", {"bf": "2"}),  # no frame count in the header
+    ("stream.ts", {"codec": "mpeg2video", "bf": "2"}),
+    ("stamps_now_and_then.mpg", {"codec": "mpeg2video", "bf": "2"}),
+    ("irregular.mkv", {"stamps": IRREGULAR}),
+]
+if X264:
+    open_gop = {"codec": "libx264", "x264-params": "open-gop=1:keyint=8:bframes=3"}
+    FILES += [
+        ("open_gop.mp4", open_gop),
+        ("irregular.mp4", {"codec": "libx264", "stamps": IRREGULAR}),
+        ("no_stamps.h264", {"codec": "libx264"}),
+        ("intra_refresh.mp4", {"codec": "libx264", "x264-params": "intra-refresh=1:keyint=8"}),
+    ]
+
+
+@pytest.mark.parametrize(("name", "options"), FILES)
+def test_every_clip_is_what_decoding_everything_gives(tmp_path, name, options):
+    path = make_video(tmp_path / name, **options)
+    whole = decode_all(path)
+    assert len(whole) == 30
+    with opened(path) as video:
+        assert len(video.times) == 30 and (np.diff(video.times) > 0).all()
+        for first in range(0, 26, 3):
+            assert torch.equal(video.read(np.arange(first, first + 5)), whole[first : first + 5])
+        scattered = np.array([21, 3, 3, 29])
+        assert torch.equal(video.read(scattered), whole[scattered])
+
+
+def test_seeking_decodes_a_part_only(tmp_path, monkeypatch):
+    path = make_video(tmp_path / "long.mp4", frames=120)
+    with opened(path) as video:
+        seen = []
+        number = video._number
+        monkeypatch.setattr(video, "_number", lambda frame: seen.append(1) or number(frame))
+        video.read(np.arange(100, 104))
+    assert len(seen) < 16
+
+
+def test_time_stamps(tmp_path):
+    with opened(make_video(tmp_path / "v.mkv", stamps=IRREGULAR)) as video:
+        found = video.times - video.times[0]
+    assert np.allclose(found, (np.array(IRREGULAR) - 100) / 30, atol=2e-3)
+    with opened(make_video(tmp_path / "v.mp4", rate=10)) as video:
+        assert np.allclose(video.times, np.arange(30) / 10)
+
+
+def test_bytes_folder_of_frames_and_path_agree(tmp_path):
+    path = make_video(tmp_path / "v.avi")
+    whole = decode_all(path)
+    (tmp_path / "frames").mkdir()
+    for number, frame in enumerate(whole):
+        picture = Image.fromarray(frame.permute(1, 2, 0).numpy())
+        picture.save(tmp_path / f"frames/frame{number}.png")  # frame10 follows frame9
+    numbers = np.array([9, 10, 11, 2])
+    with open_video({"path": None, "bytes": path.read_bytes()}, "bytes") as video:
+        assert torch.equal(video.read(numbers), whole[numbers])
+    with opened(tmp_path / "frames") as video:
+        assert len(video.times) == 30
+        assert torch.equal(video.read(numbers), whole[numbers])
+
+
+def test_frames_are_resized_antialiased_to_the_short_side(tmp_path):
+    path = make_video(tmp_path / "v.mp4", size=(64, 96))
+    with opened(path) as video:
+        small, whole = video.read(np.arange(3), short_side=16), video.read(np.arange(3))
+    assert small.shape == (3, 3, 16, 24)
+    means = whole.float().reshape(3, 3, 16, 4, 24, 4).mean((3, 5))
+    assert (small.float() - means).abs().mean() < 4  # a nearest pixel would be far off
+
+
+def test_rotated_video_is_upright(tmp_path):
+    source, path = make_video(tmp_path / "v.mp4"), tmp_path / "rotated.mp4"
+    with av.open(str(source)) as read, av.open(str(path), "w") as write:
+        stream = write.add_stream_from_template(read.streams.video[0])
+        if not hasattr(stream, "set_display_rotation"):
+            pytest.skip("this PyAV can't write the rotation")
+        stream.set_display_rotation(90)
+        for packet in read.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                write.mux(packet)
+    with opened(path) as video:
+        upright = video.read(np.array([4]))[0]
+    assert torch.equal(upright, torch.rot90(decode_all(source)[4], 1, (1, 2)))
+
+
+def test_what_an_editor_cut_away_is_no_frame(tmp_path):
+    source, path = make_video(tmp_path / "v.mp4"), tmp_path / "cut.mp4"
+    with av.open(str(source)) as read, av.open(str(path), "w") as write:
+        stream = write.add_stream_from_template(read.streams.video[0])
+        tick = 1 / (25 * read.streams.video[0].time_base)
+        for packet in read.demux(video=0):
+            if packet.dts is not None and packet.pts >= 8 * tick:
+                packet.pts -= int(11 * tick)  # frames 8, 9 and 10 now are before the beginning
+                packet.dts -= int(11 * tick)
+                packet.stream = stream
+                write.mux(packet)
+    with opened(path) as video:
+        assert len(video.times) == 19
+        assert torch.equal(video.read(np.arange(5, 19)), decode_all(source)[16:])
+
+
+def test_memory_stays_flat(tmp_path):
+    path = make_video(tmp_path / "v.mp4", size=(120, 160), frames=24)
+    process = psutil.Process()
+
+    def read(times: int) -> int:
+        for _ in range(times):
+            with opened(path) as video:
+                video.read(np.arange(12, 16))
+        gc.collect()
+        return process.memory_info().rss
+
+    before = read(50)
+    # With its decoder's frames a container that isn't closed keeps some 0.3 MB.
+    assert read(300) - before < 15e6
+
+
+def test_torchcodec_gives_the_same_frames_or_a_sentence(tmp_path):
+    path = make_video(tmp_path / "v.mp4", bf="2")
+    try:
+        torchcodec_decoder()
+    except UserError as error:
+        assert is_one_sentence(str(error)) and "pyav" in str(error)
+        data = load_video()
+        with pytest.raises(UserError, match="torchcodec"):
+            VideoDataset(data.train, data, ClipOptions(decoder="torchcodec"), KEEP)
+        return
+    with opened(path, "torchcodec") as video:
+        assert torch.equal(video.read(np.arange(9, 14)), decode_all(path)[9:14])
+
+
+# Clips
+
+
+def test_stride_clips():
+    times = np.arange(20) / 25
+    options = ClipOptions(frames=4, stride=3)
+    assert clip_numbers(times, options, 0).tolist() == [0, 3, 6, 9]
+    assert clip_numbers(times, options, 1).tolist() == [10, 13, 16, 19]
+    starts = {clip_numbers(times, options, p)[0] for p in np.linspace(0, 0.999, 500)}
+    assert starts == set(range(11))
+    assert not is_short(times, options) and is_short(times[:9], options)
+    assert clip_numbers(times[:5], options, 0.7).tolist() == [0, 3, 1, 4]  # repeated
+
+
+@pytest.mark.parametrize("rate", [10, 25, 29.97])
+def test_fps_clips_last_equally_long_at_every_rate(rate):
+    times = 7 + np.arange(int(4 * rate)) / rate
+    options = ClipOptions(frames=8, fps=5)
+    for position in (0, 0.3, 1):
+        found = times[clip_numbers(times, options, position)]
+        wanted = found[0] + np.arange(8) / 5
+        assert (abs(found - wanted) < 1 / rate).all()
+    assert clip_numbers(times, options, 0)[0] == 0
+    assert not is_short(times, options) and is_short(times[: len(times) // 4], options)
+
+
+def test_fps_clips_follow_the_stamps_not_the_count():
+    times = np.array([0, 0.1, 0.2, 0.3, 1.0, 1.7, 1.8])
+    assert clip_numbers(times, ClipOptions(frames=4, fps=2), 0).tolist() == [0, 3, 4, 4]
+    short = clip_numbers(np.array([0, 0.1]), ClipOptions(frames=5, fps=10), 0)
+    assert short.tolist() == [0, 1, 0, 1, 0]
+    assert clip_numbers(np.array([3.0]), ClipOptions(frames=3, fps=9), 0.5).tolist() == [0, 0, 0]
+
+
+def test_segments():
+    times = 5 + np.arange(50) / 25
+    assert segment(times, None, None) == (0, 50)
+    assert segment(times, 0.4, 1.0) == (10, 25)
+    first, stop = segment(times, 9.0, 10.0)
+    assert first == stop
+
+
+def test_clip_options_out_of_range():
+    for wrong in ({"frames": 0}, {"stride": 0}, {"fps": 0.0}, {"decoder": "x"}, {"eval_clips": 0}):
+        with pytest.raises(UserError) as caught:
+            ClipOptions(**wrong)
+        assert is_one_sentence(str(caught.value))
+
+
+# Sources
+
+
+def make_folder(root: Path, kinds=("run", "jump"), count: int = 2) -> Path:
+    for split in ("train", "val"):
+        for shade, kind in enumerate(kinds):
+            for number in range(count):
+                path = root / split / kind / f"{number}.mp4"
+                make_video(path, frames=12 + number, shade=100 * shade)
+    return root
+
+
+def labels_by_name(data, rows) -> dict[str, str]:
+    return {Path(row["video"]["path"]).stem: data.classes[row["label"]] for row in rows}
+
+
+def test_folder_of_files_and_of_frames(tmp_path):
+    make_folder(tmp_path)
+    frames = tmp_path / "train/jump/clip"
+    frames.mkdir()
+    for number in range(3):
+        Image.new("RGB", (48, 32)).save(frames / f"{number}.jpg")
+    (tmp_path / "train/run/notes.txt").write_text("no video")
+    data = load_video("folder", str(tmp_path))
+    assert data.classes == ["jump", "run"] and (len(data.train), len(data.val)) == (5, 4)
+    assert data.train.features["label"].names == data.classes
+    assert [row["label"] for row in data.train] == [0, 0, 0, 1, 1]
+    dataset = VideoDataset(data.train, data, ClipOptions(4, 1), KEEP)
+    assert {dataset[i]["video"].shape for i in range(5)} == {(4, 3, 32, 32)}
+    assert "clip" in {Path(dataset.name(i)).name for i in range(5)}
+
+
+def test_folder_with_a_class_of_validation_alone(tmp_path):
+    make_folder(tmp_path, count=1)
+    make_video(tmp_path / "val/swim/0.mp4", frames=3)
+    with pytest.raises(UserError, match="swim") as caught:
+        load_video("folder", str(tmp_path))
+    assert is_one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize("videos", ["", "UCF-101/"])
+def test_ucf101(tmp_path, videos):
+    names = [f"{kind}/v_{kind}_g0{i}_c01.avi" for kind in ("Yo", "Box") for i in (1, 2, 3)]
+    for name in names:
+        make_video(tmp_path / videos / name, frames=3)
+    lists = tmp_path / ("ucfTrainTestlist" if videos else ".")
+    lists.mkdir(exist_ok=True)
+    (lists / "classInd.txt").write_text("1 Yo\n2 Box\n")
+    (lists / "trainlist02.txt").write_text("".join(f"{n} {1 + ('Box' in n)}\n" for n in names[1:]))
+    (lists / "testlist02.txt").write_text(f"{names[0]}\n")
+    data = load_video("ucf101", str(tmp_path), split=2)
+    assert data.classes == ["Yo", "Box"] and (len(data.train), len(data.val)) == (5, 1)
+    assert [row["label"] for row in data.train] == [0, 0, 1, 1, 1]
+    with pytest.raises(UserError, match="trainlist01"):
+        load_video("ucf101", str(tmp_path), split=1)
+    (tmp_path / videos / names[2]).unlink()
+    with pytest.raises(UserError, match="v_Yo_g03_c01") as caught:
+        load_video("ucf101", str(tmp_path), split=2)
+    assert is_one_sentence(str(caught.value))
+
+
+def write_table(path: Path, header: str, *lines: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join([header, *lines]) + "\n")
+
+
+def test_kinetics(tmp_path):
+    make_video(tmp_path / "train/tap dancing/abc_000010_000020.mp4", frames=10)
+    make_video(tmp_path / "train/whole-1.mkv", frames=50)
+    make_video(tmp_path / "val/-xy_000000_000010.mp4", frames=10)
+    header = "label,youtube_id,time_start,time_end,split,is_cc"
+    write_table(
+        tmp_path / "annotations/train.csv",
+        header,
+        '"tap dancing",abc,10,20,train,0',
+        "yoga,whole-1,0.4,1.2,train,0",
+        "yoga,gone,1,11,train,0",
+    )
+    write_table(tmp_path / "validate.csv", header)
+    write_table(tmp_path / "val.csv", header, "yoga,-xy,0,10,val,0")
+    data = load_video("kinetics", str(tmp_path))
+    assert data.classes == ["tap dancing", "yoga"]
+    assert labels_by_name(data, data.train) == {
+        "abc_000010_000020": "tap dancing",
+        "whole-1": "yoga",
+    }
+    assert "1 videos" in data.notes[0] and len(data.notes) == 1
+    dataset = VideoDataset(data.train, data, ClipOptions(20, 1), KEEP)
+    assert data.train[0]["start"] is None  # the file is the part itself
+    with dataset.open(1) as video:
+        assert dataset.segment(video, 1) == (10, 30)
+        part = decode_all(tmp_path / "train/whole-1.mkv")[10:30]
+        assert torch.equal(dataset[1]["video"][:, :, 0, 0], part[:, :, 0, 0])
+
+
+def test_simple_table(tmp_path):
+    make_video(tmp_path / "clips/a.mp4")
+    for name in ("train.csv", "val.csv"):
+        with (tmp_path / name).open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["label", "file", "start", "end"])
+            writer.writerows([["x, y", "clips/a.mp4", "0.2", ""], ["z", "clips/a.mp4", "", "0.4"]])
+    data = load_video("kinetics", str(tmp_path))
+    assert data.classes == ["x, y", "z"]
+    assert [(row["start"], row["end"]) for row in data.val] == [(0.2, None), (None, 0.4)]
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        ("name,file\n", "label,file"),
+        ("label,file,start\nx,a.mp4,soon\n", "Line 2"),
+        ("label,file\nx\n", "Line 2"),
+        ("label,file\nx,none.mp4\n", "none.mp4"),
+        ("label,youtube_id,time_start,time_end\nx,y,1,2\n", "no video"),
+    ],
+)
+def test_bad_tables(tmp_path, content, fragment):
+    make_video(tmp_path / "a.mp4", frames=2)
+    (tmp_path / "train.csv").write_text(content)
+    with pytest.raises(UserError, match=fragment) as caught:
+        load_video("kinetics", str(tmp_path))
+    assert is_one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize("stored", ["bytes", "paths"])
+def test_hub(tmp_path, stored):
+    files = [make_video(tmp_path / f"saved/{i}.mp4", frames=6, shade=40 * i) for i in range(3)]
+    if stored == "bytes":
+        cells = [{"path": None, "bytes": file.read_bytes()} for file in files]
+        feature = datasets.Video(decode=False)
+        label = datasets.ClassLabel(names=["a", "b", "c"])
+    else:
+        cells, feature, label = [file.name for file in files], datasets.Value("string"), None
+    features = {"film": feature, "kind": label or datasets.Value("string")}
+    columns = {"film": cells, "kind": ["a", "b", "c"]}
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    splits = {"train": rows, "validation": rows.select([2])}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
+    name = f"hub:{tmp_path / 'saved'}"
+    data = load_video(name, video_column="film", label_column="kind")
+    assert data.classes == ["a", "b", "c"] and data.val[0]["label"] == 2
+    dataset = VideoDataset(data.val, data, ClipOptions(6, 1), KEEP)
+    assert torch.equal(dataset[0]["video"][..., 0], decode_all(files[2])[:, :, :, 8])
+    with pytest.raises(UserError, match="film, kind") as caught:
+        load_video(name)
+    assert is_one_sentence(str(caught.value))
+    if stored == "bytes":
+        with pytest.raises(UserError, match=r"film of .* doesn't hold classes"):
+            load_video(name, video_column="film", label_column="film")
+        with pytest.raises(UserError, match=r"kind of .* doesn't hold videos"):
+            load_video(name, video_column="kind", label_column="kind")
+
+
+@pytest.mark.parametrize("dataset", ["folder", "ucf101", "kinetics", "hub:no/such", "typo"])
+def test_missing_data_is_a_sentence(tmp_path, dataset, monkeypatch):
+    def fail(*_):
+        raise ConnectionError("no such data set")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    for data_dir in (None, str(tmp_path / "no"), str(tmp_path)):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        with pytest.raises(UserError) as caught:
+            load_video(dataset, data_dir)
+        assert is_one_sentence(str(caught.value)), caught.value
+
+
+def test_limits_are_evenly_spaced(tmp_path):
+    make_folder(tmp_path, count=2)
+    data = load_video("folder", str(tmp_path), limit_train=2, limit_val=1)
+    assert labels_by_name(data, data.train) == {"0": "run"} and len(data.val) == 1
+    assert [row["label"] for row in data.train] == [0, 1]
+
+
+# Samples
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return load_video(seed=3, video_size=(40, 48))
+
+
+def test_samples_depend_on_seed_epoch_and_index_alone(tmp_path):
+    data = load_video("folder", str(make_folder(tmp_path)))
+    transform = TrainTransform((24, 24), (26, 40), color_jitter=(0.4, 0.4, 0.4, 0.1))
+    dataset = VideoDataset(data.train, data, ClipOptions(4, 2), transform, seed=5)
+    keys = [(epoch, index) for epoch in range(3) for index in range(4)]
+    alone = collate_train([dataset[key] for key in keys])
+    state = torch.get_rng_state()
+    assert torch.equal(dataset[keys[5]]["video"], alone["video"][5])
+    assert torch.equal(torch.get_rng_state(), state)
+    loader = DataLoader(
+        dataset, sampler=keys[::-1], batch_size=12, num_workers=2, collate_fn=collate_train
+    )
+    (loaded,) = loader
+    assert torch.equal(loaded["video"].flip(0), alone["video"])
+    assert loaded["label"].flip(0).tolist() == [0, 0, 1, 1] * 3
+    other = VideoDataset(data.train, data, ClipOptions(4, 2), transform, seed=6)
+    assert not torch.equal(other[keys[0]]["video"], alone["video"][0])
+    assert len({clip.numpy().tobytes() for clip in alone["video"]}) == 12
+
+
+def test_evaluation_takes_clips_and_windows(shapes):
+    clip = ClipOptions(4, 2, eval_clips=3)
+    dataset = VideoDataset(shapes.val, shapes, clip, EvalTransform(40, (40, 40), 3), train=False)
+    batch = collate_eval([dataset[0, 0], dataset[1, 7]])
+    assert batch["video"].shape == (2, 9, 4, 3, 40, 40) and batch["index"].tolist() == [0, 7]
+    assert torch.equal(dataset[0, 7]["video"], batch["video"][1])  # the same in every epoch
+    with dataset.open(0) as video:
+        whole = video.read(np.arange(16))
+    numbers = ([0, 2, 4, 6], [5, 7, 9, 11], [9, 11, 13, 15])
+    for place, chosen in enumerate(numbers):
+        for window, left in enumerate((0, 4, 8)):
+            expected = whole[chosen][..., left : left + 40]
+            assert torch.equal(batch["video"][0, 3 * place + window], expected)
+
+
+def test_windows_lie_along_the_longer_side():
+    tall = tv_tensors.Video(torch.arange(50).expand(2, 3, 20, 50).transpose(2, 3).byte())
+    found = EvalTransform(20, (20, 20), 3)(tall)
+    assert found.shape == (3, 2, 3, 20, 20) and found[:, 0, 0, 0, 0].tolist() == [0, 15, 30]
+
+
+def test_augmentation_is_one_for_the_whole_clip():
+    torch.manual_seed(0)
+    still = torch.randint(0, 256, (1, 3, 40, 60), dtype=torch.uint8).expand(6, -1, -1, -1)
+    for area in (None, (0.2, 0.9)):
+        transform = TrainTransform((24, 24), (24, 40), area, 0.5, (0.5, 0.5, 0.5, 0.1))
+        assert (transform.draw_short_side() is None) == (area is not None)
+        changed = {transform(tv_tensors.Video(still)).numpy().tobytes() for _ in range(4)}
+        assert len(changed) == 4
+        for _ in range(4):
+            clip = transform(tv_tensors.Video(still))
+            assert clip.shape == (6, 3, 24, 24) and (clip == clip[:1]).all()
+
+
+def test_flip_is_an_option():
+    row = tv_tensors.Video(torch.arange(24).expand(2, 3, 24, 24).to(torch.uint8))
+    firsts = {
+        flip: {
+            TrainTransform((24, 24), (24, 24), hflip=flip)(row)[0, 0, 0, 0].item()
+            for _ in range(20)
+        }
+        for flip in (0, 0.5, 1)
+    }
+    assert firsts == {0: {0}, 0.5: {0, 23}, 1: {23}}
+
+
+def test_windows_that_do_not_fit_are_refused():
+    for make in (
+        lambda: TrainTransform((32, 32), (24, 40)),
+        lambda: TrainTransform((32, 32), (40, 36)),
+        lambda: EvalTransform(24, (32, 16)),
+        lambda: EvalTransform(32, (32, 32), crops=2),
+    ):
+        with pytest.raises(UserError) as caught:
+            make()
+        assert is_one_sentence(str(caught.value))
+
+
+# Bad files
+
+
+def dataset_of(folder: Path, frames: int = 4) -> VideoDataset:
+    data = load_video("folder", str(folder))
+    return VideoDataset(data.train, data, ClipOptions(frames, 1), KEEP)
+
+
+def break_file(path: Path, kind: str) -> None:
+    content = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("this is no video\n" * 200)
+    elif kind == "cut off":
+        path.write_bytes(content[: 6 * len(content) // 10])
+    elif kind == "sound":
+        with av.open(str(path), "w", format="wav") as container:
+            stream = container.add_stream("pcm_s16le", rate=8000)
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+            silence.rate = 8000
+            container.mux(stream.encode(silence))
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "cut off", "sound"])
+@pytest.mark.parametrize("suffix", ["mp4", "avi"])
+def test_broken_files_are_named(tmp_path, kind, suffix):
+    for split in ("train", "val"):
+        make_video(tmp_path / split / f"a/good.{suffix}", size=(64, 64))
+        make_video(tmp_path / split / f"a/broken.{suffix}", size=(64, 64), qmax="2")
+    dataset = dataset_of(tmp_path, 30)
+    path = tmp_path / f"train/a/broken.{suffix}"
+    break_file(path, kind)
+    with pytest.raises(SampleError) as caught:
+        dataset[0]
+    assert str(path) in str(caught.value) and is_one_sentence(str(caught.value))
+    assert str(SampleError(f"Traceback\n  SampleError: {caught.value}")) == str(caught.value)
+    seen = survey_videos(dataset)
+    assert seen.problems == [str(caught.value)] and (seen.samples, len(seen.frames)) == (2, 1)
+
+
+def test_beginning_of_a_cut_off_file_can_be_used(tmp_path):
+    path = make_video(tmp_path / "v.mp4", size=(64, 64), qmax="2", movflags="faststart")
+    fast = tmp_path / "fast.mp4"
+    with (
+        av.open(str(path)) as read,
+        av.open(str(fast), "w", options={"movflags": "faststart"}) as write,
+    ):
+        stream = write.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                write.mux(packet)
+    whole = decode_all(fast)
+    break_file(fast, "cut off")
+    with opened(fast) as video:
+        assert torch.equal(video.read(np.arange(4)), whole[:4])
+        with pytest.raises(SampleError, match=r"fast\.mp4"):
+            video.read(np.arange(22, 26))
+
+
+def test_segment_without_frames_is_named(tmp_path):
+    make_video(tmp_path / "a.mp4", frames=10)
+    for name in ("train.csv", "val.csv"):
+        (tmp_path / name).write_text("label,file,start,end\nx,a.mp4,3,4\n")
+    data = load_video("kinetics", str(tmp_path))
+    with pytest.raises(SampleError, match=r"a\.mp4") as caught:
+        VideoDataset(data.train, data, ClipOptions(), KEEP)[0]
+    assert is_one_sentence(str(caught.value))
+
+
+def test_empty_folder_of_frames_is_named(tmp_path):
+    (tmp_path / "clip").mkdir()
+    with pytest.raises(SampleError, match="clip holds no frames"):
+        opened(tmp_path / "clip")
+
+
+def test_survey_measures_and_counts_short_videos(tmp_path):
+    make_folder(tmp_path, count=3)  # of 12, 13 and 14 frames
+    dataset = dataset_of(tmp_path, frames=13)
+    seen = survey_videos(dataset, num_workers=1)
+    assert not seen.problems and seen.short == 2
+    assert sorted(seen.frames.tolist()) == [12, 12, 13, 13, 14, 14]
+    assert np.allclose(seen.seconds, seen.frames / 25)
+    lines = "\n".join(seen.lines(dataset.data.classes))
+    assert "12 to 14, median 13" in lines and "25.0 to 25.0" in lines and "2 videos" in lines
+    assert "jump  3 videos" in lines
+
+
+# The synthetic data set
+
+
+def read_all(data, rows, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    clips = []
+    for row in rows.select(range(count)):
+        with data.open(row["video"], "", "auto") as video:
+            clips.append(video.read(np.arange(16)))
+    return torch.stack(clips), torch.tensor(rows["label"][:count])
+
+
+def test_synthetic_is_a_function_of_seed_split_and_number(shapes):
+    first, _ = read_all(shapes, shapes.train, 3)
+    again, _ = read_all(pickle.loads(pickle.dumps(shapes)), shapes.train, 3)
+    assert torch.equal(first, again) and first.shape == (3, 16, 3, 40, 48)
+    with shapes.open(shapes.train[0]["video"], "") as video:
+        assert torch.equal(video.read(np.array([9, 4])), first[0, [9, 4]])
+    half = load_video(seed=3, video_size=(40, 48), limit_train=400)
+    assert half.train[1] == shapes.train[2]
+    other = load_video(seed=4, video_size=(40, 48))
+    for data, rows in ((other, other.train), (shapes, shapes.val)):
+        assert not torch.equal(read_all(data, rows, 1)[0][0], first[0])
+    for rows, count in ((shapes.train, 800), (shapes.val, 120), (half.train, 400)):
+        counts = torch.bincount(torch.tensor(rows["label"]), minlength=6)
+        assert len(rows) == count and counts.min() > count / 6 * 0.7
+
+
+def accuracy(features: torch.Tensor, labels: torch.Tensor, classes: int) -> float:
+    """Of a ridge regression on one half, tested on the other and the other way round."""
+    features = (features - features.mean(0)) / features.std(0).clamp(min=1e-6)
+    wanted = torch.nn.functional.one_hot(labels, classes).double() - 1 / classes
+    halves = torch.arange(len(labels)) % 2
+    right = 0
+    for half in (0, 1):
+        x, y = features[halves == half], wanted[halves == half]
+        weights = torch.linalg.solve(x.T @ x + 10 * torch.eye(x.shape[1]).double(), x.T @ y)
+        right += (features[halves != half] @ weights).argmax(1).eq(labels[halves != half]).sum()
+    return right.item() / len(labels)
+
+
+def test_single_frames_tell_nothing_and_their_order_does():
+    data = load_video(seed=1, video_size=(32, 32))
+    clips, labels = read_all(data, data.train, 300)
+    grey = clips.double().mean(2) / 255
+    for frame in (0, 8, 15):  # as well at the ends of the videos as in the middle
+        pixels = torch.nn.functional.avg_pool2d(grey[:, frame, None], 4).flatten(1)
+        statistics = torch.stack([grey[:, frame].mean((1, 2)), grey[:, frame].std((1, 2))], 1)
+        assert accuracy(torch.cat([pixels, statistics], 1), labels, 6) < 0.26  # chance is 0.17
+    # Brightness constancy: the change over time times the slope tells the direction of motion.
+    change, slopes = grey[:, 1:] - grey[:, :-1], torch.gradient(grey[:, :-1], dim=(2, 3))
+    flow = torch.stack([(change * slope).mean((1, 2, 3)) for slope in slopes], 1)
+    translating = labels < 4
+    assert accuracy(flow[translating], labels[translating], 4) > 0.6  # chance is 0.25
+    reverse = grey.flip(1)
+    change, slopes = reverse[:, 1:] - reverse[:, :-1], torch.gradient(reverse[:, :-1], dim=(2, 3))
+    backward = torch.stack([(change * slope).mean((1, 2, 3)) for slope in slopes], 1)
+    assert torch.corrcoef(torch.stack([flow.flatten(), backward.flatten()]))[0, 1] < -0.8
+
+
+@pytest.mark.parametrize("kind", range(6))
+def test_each_class_moves_as_it_is_called(kind):
+    video = synthetic_video.SyntheticVideo([0, 0, kind], kind, 16, (64, 64))
+    still, actor = video.actors
+    assert (still.speeds == 0).all()
+    part = {"right": 0, "left": 0, "down": 1, "up": 1, "growing": 2, "shrinking": 2}
+    name = synthetic_video.CLASSES[kind]
+    sign = 1 if name in ("right", "down", "growing") else -1
+    assert np.flatnonzero(actor.speeds).tolist() == [part[name]]
+    assert np.sign(actor.speeds.sum()) == sign
+    canvas = np.zeros((2, 64, 64, 3))
+    speeds = actor.speeds
+    moved = synthetic_video.Actor("disk", np.ones(3), np.array([0.5, 0.5, 0.3, 0.0]), speeds)
+    for frame in (0, 1):
+        moved.draw(canvas[frame], frame)
+    y, x = (np.nonzero(canvas[frame, ..., 0]) for frame in (0, 1))
+    change = {
+        0: np.mean(x[1]) - np.mean(y[1]),
+        1: np.mean(x[0]) - np.mean(y[0]),
+        2: (len(x[0]) - len(y[0])) / 10,
+    }
+    assert sign * change[part[name]] > 1
+    others = [abs(value) for number, value in change.items() if number < 2 and part[name] != number]
+    assert max(others) < 0.5
+
+
+# Pictures
+
+
+def test_film_strip_shows_frames_in_order_and_marks_mistakes():
+    clip = torch.arange(0, 160, 10, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 48, 64)
+    strip = film_strip(clip, "running", "jumping", 0.7, frames=4, height=48)
+    assert strip.dtype == torch.uint8 and strip.shape[0] == 3 and strip.shape[2] == 4 * 64 + 3 * 4
+    assert strip[0, 20, [10, 80, 150, 210]].tolist() == [0, 50, 100, 150]
+    caption = strip[:, 48:].float()
+    right = film_strip(clip, "running", "running", 0.7, frames=4, height=48)[:, 48:].float()
+
+    def reddish(picture: torch.Tensor) -> int:
+        return int((picture[0] > picture[1] + 60).sum())
+
+    assert reddish(caption) > 20 and reddish(right) == 0
+    narrow = film_strip(clip[:1, :, :, :8], "a class with a long name indeed")
+    assert narrow.shape[2] > 150
+    assert film_sheet([strip, narrow]).shape[2] >= max(strip.shape[2], narrow.shape[2])
+
+
+@pytest.mark.parametrize("classes", [1, 2, 30, 31, 400])
+def test_confusion_picture(classes):
+    names = [f"class {number}" for number in range(classes)]
+    picture = confusion_picture(1234 * torch.eye(classes), names)
+    assert picture.dtype == torch.uint8 and picture.shape[0] == 3
+    assert max(picture.shape) < 1400
+    # The last class is found as it is drawn at the lower right, and is white where nothing is.
+    assert picture[:, -12, -12].tolist() == [20, 80, 150]
+    if classes > 1:
+        assert picture[:, -12, -12 - 34].tolist() == [255, 255, 255]
