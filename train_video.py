@@ -108,8 +108,10 @@ class VideoClassification:
     collate_train = staticmethod(collate_train)
     collate_eval = staticmethod(collate_eval)
 
-    def __init__(self, options: Options, data: VideoData, device: torch.device) -> None:
-        self.options, self.data, self.device = options, data, device
+    def __init__(
+        self, options: Options, data: VideoData, device: torch.device, batch_size: int
+    ) -> None:
+        self.options, self.data, self.device, self.batch_size = options, data, device, batch_size
         clip = ClipOptions(
             frames=options.clip_frames,
             stride=options.frame_stride,
@@ -156,7 +158,7 @@ class VideoClassification:
 
     def predict(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Probabilities (B, views, K); as many clips at a time as in a training batch."""
-        parts = batch["video"].split(self.options.batch_size)
+        parts = batch["video"].split(self.batch_size)
         logits = torch.cat([model(part) for part in parts]).to(self.dtype)
         return logits.softmax(1).unflatten(0, (len(batch["label"]), -1))
 
@@ -217,7 +219,7 @@ def main(options: Options) -> int:
     )
     for note in data.notes:
         accelerator.print(note)
-    task = VideoClassification(options, data, accelerator.device)
+    task = VideoClassification(options, data, accelerator.device, batch_size)
     if options.check_data:
         if not accelerator.is_main_process:
             return 0

@@ -13,6 +13,9 @@ from models.registry import unknown_name
 from models.syncbnnet import SYNCBNNET_SIZES, SyncBNBackbone
 from models.weights import downloading
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 def build_backbone(
     name: str, weights: str = "none", *, output_stride: int | None = None
@@ -67,9 +70,20 @@ class TimmBackbone(nn.Module):
         self.channels = list(self.net.feature_info.channels())
         self.strides = list(self.net.feature_info.reduction())
         self.channels_last = _is_channels_last(self.net)
+        # Pictures come normalised with ImageNet's constants; some networks learnt from others.
+        config = timm.get_pretrained_cfg(name)
+        mine = (config.mean, config.std) if config else (IMAGENET_MEAN, IMAGENET_STD)
+        self.renormalises = mine != (IMAGENET_MEAN, IMAGENET_STD)
+        mean, std = (torch.tensor(values)[:, None, None] for values in mine)
+        scale = torch.tensor(IMAGENET_STD)[:, None, None] / std
+        shift = (torch.tensor(IMAGENET_MEAN)[:, None, None] - mean) / std
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, 3, H, W) → [(B, C_i, about H / stride_i, about W / stride_i)]."""
+        if self.renormalises:
+            x = x * self.scale + self.shift
         size = [-(-s // self.round_to) * self.round_to for s in x.shape[-2:]]
         if size != list(x.shape[-2:]):
             # Resized, not padded: the feature maps still cover exactly the picture.

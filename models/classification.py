@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 
 from errors import UserError
+from models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from models.dry_run import dry_run
 from models.lenet import LeNet
 from models.published import load_published, wants_published
@@ -25,7 +26,7 @@ CLASSIFICATION_MODELS = (*OWN_MODELS, *TORCHVISION_MODELS)  # and timm/<name>
 # Pictures up to this side are too small to be halved by the stem.
 SMALL_PICTURE = 40
 USUAL_SIZE = (224, 224)
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 # The pictures are normalised for all models alike; these two then undo that and apply their own.
 OWN_NORMALIZATION = ("googlenet", "inception_v3")
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # their auxiliary classifiers

@@ -64,7 +64,7 @@ def build_detection_model(
     published = weights if weights in NAMED_WEIGHTS else "none"
     build = DETECTION_MODELS[name]
     if build is build_torchvision_detector:
-        if backbone not in (None, DEFAULT_BACKBONE):
+        if backbone is not None:
             raise UserError(
                 f"{name} has its backbone built in: leave out --backbone {backbone}, or choose a "
                 "model that takes one, such as --model fasterrcnn or yolo_s."

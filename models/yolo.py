@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from errors import UserError
+from models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from models.blocks import ConvBNAct, ResidualBlock
 from models.detector import Detections, DetectorLosses, select_detections
 from models.yolo_loss import yolo_losses
 
 STRIDES = (8, 16, 32)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Initial side of a predicted box in strides, 32, 64 and 128 pixels: about the middle of the sizes
 # that each level is for.

@@ -15,9 +15,9 @@ SIZE = (48, 64)
 def write_coco(
     folder: Path,
     train: int = 40,
-    val: int = 8,
+    val: int = 10,
     empty: float = 0.6,
-    empty_val: float = 0.5,
+    empty_val: float = 0.2,
     classes: int = 4,
 ) -> Path:
     """Write pictures and their objects.

@@ -13,7 +13,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from data import decode, synthetic
-from data.segmentation_check import survey
 from data.decode import SampleError, read_image, read_mask
 from data.masks import IGNORE, MaskRule, default_colors
 from data.pictures import colorize, contact_sheet, legend, segmentation_panel
@@ -23,6 +22,7 @@ from data.segmentation import (
     collate_train,
     load_segmentation,
 )
+from data.segmentation_check import survey
 from data.segmentation_transforms import (
     IMAGENET_MEAN,
     ColorJitter,

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from errors import UserError
-from models.backbones import build_backbone
+from models.backbones import IMAGENET_MEAN, IMAGENET_STD, build_backbone
 from models.blocks import ConvBNAct, ResidualBlock
 from models.segmentation import SEGMENTATION_MODELS, build_segmentation_model
 from models.syncbnnet import SYNCBNNET_SIZES, SyncBNBackbone, SyncBNNet
@@ -333,3 +333,13 @@ def test_no_network_says_what_to_do(monkeypatch, weights):
     )
     with pytest.raises(UserError, match=r"can't fetch .* --weights PATH"):
         build_segmentation_model("unet", 5, backbone=TINY_TIMM, weights=weights)
+
+
+def test_a_timm_backbone_gets_the_normalisation_it_learnt_with():
+    backbone = build_backbone(TINY_TIMM).eval()  # whose constants are 0.5
+    picture = torch.rand(1, 3, 64, 64)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    for mine, expected in zip(
+        backbone((picture - mean) / std), backbone.net((picture - 0.5) / 0.5), strict=True
+    ):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)

@@ -56,8 +56,8 @@ class Disagreement:
         """One sentence for the log."""
         if self.share < COPIES * self.by_chance:
             return (
-                "the ranks' batches are copies of each other: the sampler doesn't share the samples "
-                "out, and each step learns from one batch only."
+                "the ranks' batches are copies of each other: the sampler doesn't share out the "
+                "samples, and each step learns from one batch only."
             )
         found = (
             f"the ranks' batch means differ by {self.shift:.2f} standard deviations "
