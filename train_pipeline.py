@@ -128,7 +128,7 @@ from models.classification import IMAGENET, build_classification_model
 from models.norm import convert_norm
 from models.pipeline import Cost, Stage, Unit, costs_of, cut_at, cut_evenly, describe, units_of
 
-BEST_METRIC = "accuracy"
+BEST_METRIC = "top1"
 
 
 def count_stages(options: Options, processes: int) -> int:
@@ -331,7 +331,7 @@ class Training:
             if logits is not None:
                 sums += _scores(logits[: len(labels)].to(self.dtype), labels)
         count, loss, top1, top5 = sum_over_processes(sums).tolist()
-        metrics = {"accuracy": top1 / count, "loss": loss / count}
+        metrics = {BEST_METRIC: top1 / count, "loss": loss / count}
         if self.classes > 5:
             metrics["top5"] = top5 / count
         report.evaluation(step, step * self.options.batch_size, metrics, BEST_METRIC)

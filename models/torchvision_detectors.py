@@ -180,7 +180,7 @@ def build_torchvision_detector(
     if trainable_layers is not None:
         if weights == "none":
             raise UserError(
-                f"--trainable_layers {trainable_layers} freezes layers of published weights: choose "
+                f"--trainable_layers {trainable_layers} freezes layers of published weights: add "
                 "--weights default or backbone with it, or leave it out."
             )
         if not 0 <= trainable_layers <= most:

@@ -15,7 +15,7 @@ SIZE = (48, 64)
 def write_coco(
     folder: Path,
     train: int = 40,
-    val: int = 10,
+    val: int = 16,
     empty: float = 0.6,
     empty_val: float = 0.2,
     classes: int = 4,

@@ -132,7 +132,7 @@ def train_uncut(options: Options) -> tuple[nn.Module, list[float], dict[str, flo
         model,
         losses,
         {
-            "accuracy": (logits.argmax(1) == labels).double().mean().item(),
+            "top1": (logits.argmax(1) == labels).double().mean().item(),
             "loss": F.cross_entropy(logits, labels).item(),
             "top5": (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item(),
         },
@@ -187,8 +187,8 @@ def test_the_files_of_a_run(two: dict[str, Run]) -> None:
     expected = {"task": "pipeline", "world_size": 2, "replicas": 1, "steps": 3}
     assert summary.items() >= expected.items()
     assert summary["metrics"]["last"] == run.evals[-1]
-    best = max(line["accuracy"] for line in run.evals)
-    assert summary["metrics"]["best"]["accuracy"] == best
+    best = max(line["top1"] for line in run.evals)
+    assert summary["metrics"]["best"]["top1"] == best
     first, second = summary["stages"]
     assert first["first"] == "backbone.stem" and second["last"] == "head"
     assert first["parameters"] + second["parameters"] == pytest.approx(1)
