@@ -33,7 +33,7 @@ class Options(CommonOptions):
     )
     image_size: list[int] = option([128, 128], "height and width of the network's input")
     scale_range: list[float] = option(
-        [0.6, 1.6], "smallest and largest random scaling; 1 fits the picture into the input"
+        [0.75, 1.33], "smallest and largest random scaling; 1 fits the picture into the input"
     )
     hflip: float = option(0.5, "probability of a horizontal flip")
     color_jitter: list[float] = option(
@@ -55,11 +55,12 @@ class Options(CommonOptions):
     max_detections: int = option(100, "detections per picture at most")
     pictures: int = option(6, "validation pictures drawn at each evaluation", resume="free")
     picture_score: float = option(0.3, "lowest score of a detection in a picture", resume="free")
+    batch_size: int = option(8, "samples per process and forward pass", resume="free")
     optimizer: Literal["sgd", "adamw"] = option("adamw", "SGD with momentum 0.9, or AdamW")
     lr: float = option(0.004, "peak learning rate")
     weight_decay: float = option(0.01, "weight decay")
     warmup_steps: int = option(50, "optimizer steps of linear warm-up")
-    epochs: float = option(30, "length of training in passes over the data", resume="free")
+    epochs: float = option(40, "length of training in passes over the data", resume="free")
     ema: float = option(0.99, "decay of the averaged weights that are evaluated and saved (0: off)")
 
     @property

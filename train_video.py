@@ -53,7 +53,7 @@ class Options(CommonOptions):
     lr: float = option(0.004, "peak learning rate")
     weight_decay: float = option(0.05, "weight decay")
     warmup_steps: int = option(50, "optimizer steps of linear warm-up")
-    epochs: float = option(20, "length of training in passes over the data", resume="free")
+    epochs: float = option(25, "length of training in passes over the data", resume="free")
     ema: float = option(0.99, "decay of the averaged weights that are evaluated and saved (0: off)")
 
     def check(self) -> None:

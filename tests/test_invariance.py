@@ -48,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple, Run]:
     runs = {}
     # Many pictures of nothing: now and then a process has no object in its batch.
     sparse = {"dataset": "coco", "data_dir": str(write_coco(folder / "coco"))}
-    for processes in (1, 2, 4):
+    for processes in (2, 4, 1):
         # One process has nothing to synchronise with: its BatchNorm is the reference.
         norm = "sync_bn" if processes > 1 else "bn"
         workers = {1: 0, 2: 1, 4: 3}[processes]
@@ -60,8 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple, Run]:
             changes = {"norm": norm, "num_workers": workers, **data}
             todo.append(settings(script, path, double=double, **changes))
             runs[script, precision, processes] = Run(path, 0)
-            if double and processes > 1:
-                # On two processes what two have begun, on four what two have begun.
+            if double:  # what two processes have begun
                 begun = folder / f"{script}-float64-2" / "checkpoints" / f"step_{HALF:08d}"
                 path = folder / f"{script}-resumed-{processes}"
                 todo.append(settings(script, path, double=True, resume=str(begun), **changes))
@@ -100,7 +99,8 @@ def test_the_training_is_that_of_one_process(runs, script, precision, tolerance,
 def test_a_resumed_training_is_the_same(runs, script) -> None:
     whole = runs[script, "float64", 2]
     assert_same(runs[script, "resumed", 2], whole, tolerance=0, after=HALF)
-    assert_same(runs[script, "resumed", 4], whole, tolerance=1e-9, after=HALF)
+    for processes in (1, 4):
+        assert_same(runs[script, "resumed", processes], whole, tolerance=1e-9, after=HALF)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
