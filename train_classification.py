@@ -69,7 +69,7 @@ class Options(CommonOptions):
                 f"--crop_area {self.crop_area} must ascend and lie, like --crop_ratio, above 0 and "
                 "up to 1."
             )
-        if min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
+        if not (min(self.color_jitter) >= 0 and self.color_jitter[3] <= 0.5):
             raise UserError(
                 f"--color_jitter {self.color_jitter} has four values from 0, hue to 0.5."
             )

@@ -79,7 +79,7 @@ class Options(CommonOptions):
             raise UserError(f"--image_size {self.image_size} must be at least [32, 32].")
         if not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise UserError(f"--scale_range {self.scale_range} must be positive and ascending.")
-        if min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
+        if not (min(self.color_jitter) >= 0 and self.color_jitter[3] <= 0.5):
             raise UserError(
                 f"--color_jitter {self.color_jitter} has four values from 0, hue to 0.5."
             )
@@ -246,10 +246,12 @@ class Detection:
             sample = self.val_data[0, number * len(self.val_data) // count]
             with torch.inference_mode():
                 found = model(self.to_device(collate_eval([sample]))["image"])[0]
-            sure = found["scores"] >= self.options.picture_score
-            found = {name: value[sure].cpu() for name, value in found.items()}
+            found = {name: value.cpu() for name, value in found.items()}
+            names = self.data.classes, self.data.colors
             panels.append(
-                detection_panel(sample["image"], sample, found, self.data.classes, self.data.colors)
+                detection_panel(
+                    sample["image"], sample, found, *names, min_score=self.options.picture_score
+                )
             )
         model.train(was_training)
         sheet = contact_sheet(panels, self.data.classes, self.data.colors)

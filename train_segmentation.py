@@ -61,7 +61,7 @@ class Options(CommonOptions):
             raise UserError("--image_size and --eval_size must be at least [16, 16].")
         if not 0 <= self.hflip <= 1 or min(self.pictures, self.aux_loss) < 0:
             raise UserError("--hflip is between 0 and 1, --pictures and --aux_loss at least 0.")
-        if min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
+        if not (min(self.color_jitter) >= 0 and self.color_jitter[3] <= 0.5):
             raise UserError(
                 f"--color_jitter {self.color_jitter} has four values from 0, hue to 0.5."
             )

@@ -65,7 +65,7 @@ class Options(CommonOptions):
                 raise UserError(f"--{name} is {getattr(self, name)}; it is between 0 and 1.")
         if min(self.crop_size) < 16 or self.pictures < 0:
             raise UserError("--crop_size is at least [16, 16] and --pictures at least 0.")
-        if min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
+        if not (min(self.color_jitter) >= 0 and self.color_jitter[3] <= 0.5):
             raise UserError(
                 f"--color_jitter {self.color_jitter} has four values from 0, hue to 0.5."
             )
@@ -143,7 +143,7 @@ class VideoClassification:
         """
         moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         clips = moved["video"].flatten(0, -5).transpose(1, 2)
-        clips = (clips.to(self.dtype) - self.mean) / self.std
+        clips = clips.to(self.dtype).sub_(self.mean).div_(self.std)  # in place: clips are large
         if self.options.channels_last:
             clips = clips.contiguous(memory_format=torch.channels_last_3d)
         return moved | {"video": clips}

@@ -37,7 +37,7 @@ class ClipOptions:
                 f"A clip of {self.frames} frames with stride {self.stride}, {self.eval_clips} per "
                 "video, isn't possible: each must be at least 1."
             )
-        if self.fps is not None and self.fps <= 0:
+        if self.fps is not None and not self.fps > 0:
             raise UserError(f"{self.fps} frames per second aren't possible: give more than 0.")
         if self.decoder not in DECODERS:
             raise UserError(

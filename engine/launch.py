@@ -4,7 +4,6 @@
 work, and each refusal is one sentence that says what to type instead.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -12,8 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from engine.options import CommonOptions, Options, parse
@@ -105,6 +103,8 @@ def create_accelerator(options: CommonOptions) -> "Accelerator":
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import ProjectConfiguration
 
+    from engine.meeting import meeting_url
+
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     use_cpu = options.cpu or not torch.cuda.is_available()
@@ -144,7 +144,7 @@ def create_accelerator(options: CommonOptions) -> "Accelerator":
             # Synchronised buffers agree by construction and plain BatchNorm's are averaged before
             # they are used, so DDP's broadcast at every forward pass would be pure cost.
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(init_method=_meeting_place()),
+            InitProcessGroupKwargs(init_method=meeting_url()),
         ],
     )
     if use_cpu and not options.cpu and world_size > 1:
@@ -152,24 +152,6 @@ def create_accelerator(options: CommonOptions) -> "Accelerator":
             f"No GPU here: {world_size} processes train one model together on the CPU (gloo)."
         )
     return accelerator
-
-
-def _meeting_place() -> str:
-    """Where the processes meet: in a part of the launcher's store that is this attempt's own.
-
-    torchrun keeps one store over all restarts of a job. In it the restarted processes would read
-    the addresses of their dead predecessors and, about every other time, wait for them for ever.
-    """
-    import torch.distributed as dist
-
-    def meet(url: str, timeout: timedelta, **_: object) -> Iterator[tuple]:
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        yield dist.PrefixStore(f"attempt {attempt}", store), rank, world_size
-
-    with contextlib.suppress(RuntimeError):  # registered before
-        dist.register_rendezvous_handler("attempt", meet)
-    return "attempt://"
 
 
 def close(accelerator: "Accelerator") -> None:

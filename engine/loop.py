@@ -36,7 +36,7 @@ from engine.report import Report, Stopwatch, peak_memory_bytes, profiler
 from engine.resume import Progress, State, claim_folder, find_checkpoint, read_checkpoint
 from engine.run_folder import write_atomically
 from engine.stop import StopRequest
-from engine.task import Batch, Task
+from engine.task import Batch, Losses, Task
 from errors import UserError
 from models.norm import (
     Disagreement,
@@ -187,7 +187,7 @@ class Trainer:
             is_last = number == plan.grad_accum
             sync = contextlib.nullcontext() if is_last else accelerator.no_sync(self.model)
             with sync, self._probe() if is_last else contextlib.nullcontext():
-                losses = task.losses(self.model, batch, normalizers)
+                losses = self._forward(batch, normalizers)
                 # DDP averages the gradients of the processes; their shares must be added.
                 accelerator.backward(sum(losses.parts.values()) * plan.num_processes)
             sums.add(losses)
@@ -210,6 +210,17 @@ class Trainer:
         self.stop.beat()
         for watch in (self.lap, self.total):
             watch.samples += plan.global_batch_size
+
+    def _forward(self, batch: Batch, normalizers: torch.Tensor) -> Losses:
+        try:
+            return self.task.losses(self.model, batch, normalizers)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                "A BatchNorm layer gets one value per channel, which it can't normalise: use a "
+                "larger --batch_size or larger pictures, or --norm group_norm."
+            ) from None
 
     def _next_batch(self) -> Batch:
         """The next micro-batch, on the device; the time spent waiting for it is counted."""

@@ -127,6 +127,8 @@ class CommonOptions:
             value = getattr(self, name)
             if not value >= smallest:
                 raise UserError(f"--{name} is {value}; it must be at least {smallest}.")
+        if self.seed >= 2**63:
+            raise UserError(f"--seed is {self.seed}; it must be below 2**63.")
         if self.ema >= 1:
             raise UserError(f"--ema is {self.ema}; a decay is below 1, e.g. 0.999.")
         if self.eval_only and self.resume == "never" and self.weights == "none":

@@ -78,7 +78,8 @@ def assign(
     owner = torch.where(chosen, iou, 0).argmax(1)  # (B, A)
     chosen &= owner.unsqueeze(1) == torch.arange(labels.shape[1], device=labels.device)[:, None]
     goodness, iou = goodness * chosen, iou * chosen
-    # The best prediction of an object shall score as high as its box overlaps, the others less.
+    # The best prediction of an object shall score as high as the object's boxes overlap it at most,
+    # the others less.
     highest = goodness.amax(-1, keepdim=True).clamp(min=torch.finfo(goodness.dtype).tiny)
     target = goodness / highest * iou.amax(-1, keepdim=True)
     return Assignment(owner, target.sum(1))

@@ -20,7 +20,7 @@ from models.pyramid_detectors import JointTower
 from models.syncbnnet import SyncBNBackbone, SyncBNNet
 from models.task_aligned import assign
 from models.yolo import Yolo, cells, decode, encode
-from models.yolo_loss import yolo_losses
+from models.yolo_loss import complete_iou_loss, yolo_losses
 
 TINY_TIMM = "timm/test_resnet"
 OVER_PYRAMID = ["fasterrcnn", "retinanet", "fcos"]
@@ -591,3 +591,16 @@ def test_bad_requests_are_explained(name, options, message):
     with pytest.raises(UserError, match=message) as caught:
         build_detection_model(name, 5, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_complete_iou_loss_is_torchvision_s():
+    low, size = torch.rand(2, 4, 50, 2, dtype=torch.float64) * 40
+    boxes = torch.cat([low, low + size + 1], -1).requires_grad_()
+    aims = boxes.detach().flip(1) + torch.rand(4, 50, 4, dtype=torch.float64)
+    results = []
+    for loss in (complete_iou_loss, torchvision.ops.complete_box_iou_loss):
+        values = loss(boxes, aims)
+        (gradient,) = torch.autograd.grad(values.sum(), boxes)
+        results.append((values, gradient))
+    for mine, expected in zip(*results, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-9)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from errors import UserError
 from tests.coco_folder import write_coco
 
 SCRIPT = "train_detection"
@@ -56,3 +57,16 @@ def test_check_data_names_what_is_wrong(train, tmp_path: Path, capsys) -> None:
     assert run.status == 1
     printed = capsys.readouterr().out
     assert "004.png" in printed and "000.png" in printed and "no area" in printed
+
+
+def test_picture_score_decides_what_is_drawn(train) -> None:
+    pictures = []
+    for score in (0.0, 1.0):
+        run = train(str(score), picture_score=score)
+        pictures.append((run.path / "predictions.png").read_bytes())
+    assert len(pictures[0]) > len(pictures[1])
+
+
+def test_one_value_per_channel_is_explained(train) -> None:
+    with pytest.raises(UserError, match="one value per channel"):
+        train(image_size=[32, 32], batch_size=1)
