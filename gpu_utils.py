@@ -208,9 +208,10 @@ def batch_size_hint(
     if size == batch_size:
         return size, f"{size} is fine: {each} on each of {gpus} GPU{plural}."
     if each == least > 1:
+        instead = "SyncBatchNorm in one process per GPU" if gpus > 1 else "GroupNorm"
         reason = (
             f"BatchNorm sees one GPU's samples only and wants {least} on each of {gpus} "
-            f"GPU{plural}; if they don't fit, train with SyncBatchNorm in one process per GPU."
+            f"GPU{plural}; if they don't fit, train with {instead}."
         )
     else:
         reason = f"it divides evenly over {gpus} GPU{plural}, {each} on each."

@@ -196,8 +196,6 @@ def claim_folder(accelerator: Accelerator, options: Options) -> RunFolder | None
     if not accelerator.is_main_process:
         return None
     path = Path(options.output_dir or default_path("pipeline", options))
-    if (path / "metrics.jsonl").exists():
-        raise UserError(f"{path} holds another run; give another --output_dir.")
     folder = RunFolder(path, resume=False)
     folder.write_options(options)
     return folder
@@ -282,7 +280,7 @@ class Training:
             asked = time.monotonic()
             batch = next(batches)
             waited = time.monotonic() - asked
-            loss = self.pipeline.step(*self._to_device(*batch))
+            loss = self._step(*self._to_device(*batch))
             lr = self.optimizer.param_groups[0]["lr"]
             self.optimizer.step()
             self.schedule.step()
@@ -305,6 +303,17 @@ class Training:
         if not self.steps:
             self._evaluate(0, report, folder)
 
+    def _step(self, images: Tensor | None, labels: Tensor | None) -> Tensor | None:
+        try:
+            return self.pipeline.step(images, labels)
+        except RuntimeError as error:
+            if "more than 1 value per channel" not in f"{error} {error.__cause__}":
+                raise
+            raise UserError(
+                "A BatchNorm layer gets one value per channel in a micro-batch, which it can't "
+                "normalise: use fewer --microbatches, a larger --batch_size or larger pictures."
+            ) from None
+
     def _to_device(
         self, images: Tensor | None, labels: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -320,6 +329,10 @@ class Training:
         mine = 0.0 if loss is None else loss.item() / self.place.replicas
         total = sum_over_processes(torch.tensor(mine, dtype=torch.float64, device=self.device))
         bubble = measured_bubble(times, self.place, self.device)
+        if not math.isfinite(total.item()):
+            raise UserError(
+                f"The loss is {total.item()}; lower --lr. The weights saved are from before it."
+            )
         return {"loss": total.item()} | ({} if bubble is None else {"bubble": bubble})
 
     def _evaluate(self, step: int, report: Report, folder: RunFolder | None) -> None:

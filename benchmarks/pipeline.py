@@ -146,8 +146,10 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=8)
     args = parser.parse_args()
-    if args.microbatches < 2 or args.rounds < 2 or args.batch_size % args.microbatches:
-        parser.error("--microbatches and --rounds are 2 or more, and the first divides the batch")
+    if min(args.stages, args.microbatches, args.rounds) < 2 or args.batch_size < 1:
+        parser.error("--stages, --microbatches and --rounds are 2 or more, --batch_size 1 or more")
+    if args.batch_size % args.microbatches:
+        parser.error("--microbatches must divide --batch_size")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(measure, (args, f"{folder}/store"), nprocs=args.stages)

@@ -125,12 +125,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="clips of each file")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if min(options.frames, options.stride, options.rounds) < 1:
+        parser.error("--frames, --stride and --rounds are 1 or more")
     clip = ClipOptions(options.frames, options.stride)
     if options.folder:
         files = defaultdict(list)
         for path in sorted(Path(options.folder).expanduser().rglob("*")):
             if path.suffix.lower() in VIDEOS:
                 files[path.suffix.lower()].append(path)
+        if not files:
+            parser.error(f"there are no videos below {options.folder}")
         measure(files, clip, options.rounds)
         return
     with tempfile.TemporaryDirectory() as folder:

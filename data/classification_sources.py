@@ -76,6 +76,10 @@ def _shapes(
         yield stored_png(synthetic.draw(rng, [shape], size).image), label
 
 
+# Class ids may leave out so many for each that occurs; more, and they are something else.
+MOST_GAPS = 100
+
+
 def load_folder(data_dir: str | None, **_: object) -> ClassificationData:
     """A folder per class, in a folder per split or in none."""
     expected = "train and val, each with a folder of pictures per class"
@@ -89,6 +93,11 @@ def load_folder(data_dir: str | None, **_: object) -> ClassificationData:
     train = _pictures(train_root, classes)
     if val_root is None:
         held_out = set(_every_tenth(train))
+        if not held_out:
+            raise UserError(
+                f"{root} has no val, and no class has two pictures of which one could be held out: "
+                "add pictures."
+            )
         val = [train[i] for i in sorted(held_out)]
         train = [sample for i, sample in enumerate(train) if i not in held_out]
         notes = (f"{root} has no val: every tenth picture of each class is held out.",)
@@ -129,11 +138,11 @@ def _pictures(root: Path, classes: Sequence[str], may_lack: bool = False) -> lis
 
 
 def _every_tenth(samples: Sequence[tuple[str, int]]) -> Iterator[int]:
-    """Numbers of every tenth sample of each label, the first among them."""
+    """Numbers of every tenth sample of each label, from the second on: one stays for training."""
     seen: dict[int, int] = {}
     for number, (_, label) in enumerate(samples):
         seen[label] = seen.get(label, -1) + 1
-        if seen[label] % 10 == 0:
+        if seen[label] % 10 == 1:
             yield number
 
 
@@ -162,10 +171,16 @@ def _classes_of(split: datasets.Dataset, name: str, label_column: str) -> list[s
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
     kind = getattr(feature, "dtype", "")
-    if kind.startswith(("int", "uint")):
-        return [f"class {number}" for number in range(max(split.unique(label_column)) + 1)]
-    if kind in ("string", "large_string"):
-        return sorted(split.unique(label_column))
+    if kind.startswith(("int", "uint")) or kind in ("string", "large_string"):
+        values = {value for value in split.unique(label_column) if value is not None}
+        if kind in ("string", "large_string"):
+            return sorted(values)
+        if max(values, default=0) < MOST_GAPS * len(values):
+            return [f"class {number}" for number in range(max(values) + 1)]
+        raise UserError(
+            f"The column {label_column} of {name} holds {len(values)} numbers up to {max(values)}, "
+            "which are no class ids from 0 on: choose another with --label_column."
+        )
     raise UserError(
         f"The column {label_column} of {name} holds no labels but {kind or feature}: choose "
         "another with --label_column."

@@ -36,6 +36,7 @@ class Place(NamedTuple):
         replica: which pipeline it belongs to.
         pipeline: the processes of its pipeline.
         copies: the processes that hold the same stage.
+        on_host: the processes of the first pipeline, for messages that stay off the devices.
     """
 
     stages: int
@@ -44,6 +45,7 @@ class Place(NamedTuple):
     replica: int
     pipeline: dist.ProcessGroup
     copies: dist.ProcessGroup
+    on_host: dist.ProcessGroup
 
     @property
     def is_first(self) -> bool:
@@ -68,6 +70,7 @@ def take_place(stages: int, device: torch.device) -> Place:
     names = ("stage", "replica")
     kind = device.type if dist.get_world_size() > 1 else "cpu"
     mesh = init_device_mesh(kind, (stages, replicas), mesh_dim_names=names)
+    first_pipeline = [stage * replicas for stage in range(stages)]
     return Place(
         stages,
         replicas,
@@ -75,6 +78,7 @@ def take_place(stages: int, device: torch.device) -> Place:
         mesh.get_local_rank("replica"),
         mesh.get_group("stage"),
         mesh.get_group("replica"),
+        dist.new_group(first_pipeline, backend="gloo"),
     )
 
 
@@ -178,7 +182,11 @@ class Pipeline:
         self._stage = TimedStage(module, place, device, **shapes)
         self._train = SCHEDULES[schedule](self._stage, microbatches, loss_fn=_mean_loss)
         # Another one without backward, since a schedule's buffers are made for one of the two.
-        self._eval = ScheduleGPipe(TimedStage(module, place, device, **shapes), microbatches)
+        untimed = PipelineStage(
+            module, place.stage, place.stages, device, group=place.pipeline, **shapes
+        )
+        self._eval = ScheduleGPipe(untimed, microbatches)
+        self._dtype = dtype
         self._wall = Clock(device)
 
     def step(self, images: Tensor | None, labels: Tensor | None) -> Tensor | None:
@@ -194,7 +202,7 @@ class Pipeline:
         self.module.train()
         losses: list[Tensor] = []
         with self._wall.span():
-            inputs = (images,) if self.place.is_first else ()
+            inputs = (images.to(self._dtype),) if self.place.is_first else ()
             target = labels if self.place.is_last else None
             self._train.step(*inputs, target=target, losses=losses)
         # The later stages are done first and do this while the earlier ones still compute.
@@ -205,7 +213,7 @@ class Pipeline:
     def predict(self, images: Tensor | None) -> Tensor | None:
         """Logits of one batch in evaluation mode, on the last stage; as many pictures as a step."""
         self.module.eval()
-        return self._eval.step(*((images,) if self.place.is_first else ()))
+        return self._eval.step(*((images.to(self._dtype),) if self.place.is_first else ()))
 
     def _average_gradients(self) -> None:
         if self.place.replicas == 1:
@@ -213,7 +221,7 @@ class Pipeline:
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         flat = parameters_to_vector(gradients)
         dist.all_reduce(flat, group=self.place.copies)
-        vector_to_parameters(flat / self.place.replicas, gradients)
+        vector_to_parameters(flat.div_(self.place.replicas), gradients)
 
     def take_times(self) -> Times:
         """The times since the last call; waits for the device."""
@@ -253,7 +261,8 @@ def gather_weights(module: nn.Module, place: Place) -> dict[str, Tensor] | None:
         return None
     mine = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
     parts: list[Any] | None = [None] * place.stages if place.is_first else None
-    dist.gather_object(mine, parts, dst=0, group=place.pipeline)
+    # Not over the devices' own group, whose messages would need room on the first device.
+    dist.gather_object(mine, parts, dst=0, group=place.on_host)
     if parts is None:
         return None
     return {name: tensor for part in parts for name, tensor in part.items()}

@@ -95,7 +95,8 @@ class Report:
         """An evaluation: a line in metrics.jsonl, scalars, a line on the screen."""
         if self.folder is None:
             return
-        self.folder.log_metrics({"step": step, "samples": samples, "eval": metrics})
+        finite = {key: v if math.isfinite(v) else None for key, v in metrics.items()}
+        self.folder.log_metrics({"step": step, "samples": samples, "eval": finite})
         self.tracker.log({f"val/{key}": value for key, value in metrics.items()}, step=step)
         shown = [best, *(key for key in metrics if "/" not in key and key != best)]
         self.say(f"step {step}: " + ", ".join(f"{key} {metrics[key]:.4f}" for key in shown))

@@ -72,9 +72,11 @@ def build_classification_model(
 def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of RGB in [0, 1] with which `name` was trained.
 
-    ImageNet's for all but some of timm's networks. To a network without published weights it makes
-    no difference.
+    ImageNet's for nearly all. To a network without published weights it makes no difference.
     """
+    if name in TORCHVISION_MODELS:
+        preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        return tuple(preset.mean), tuple(preset.std)
     if not name.startswith("timm/"):
         return IMAGENET
     import timm

@@ -42,9 +42,21 @@ def _differentiated(model: nn.Module, shape: tuple[int, ...], device: str) -> nn
     On the meta device it costs neither memory nor time: shapes and the graph are all there is.
     """
     try:
-        twin = copy.deepcopy(model).to(device).train()
+        twin = copy.deepcopy(model, _without_memory(model) if device == "meta" else {})
+        twin = twin.to(device).train()
         with torch.random.fork_rng(devices=[]), torch.device(device):
             twin(torch.zeros(2, *shape)).sum().backward()
     except Exception as error:  # of any type: whatever a network's code meets first
         return error
     return twin
+
+
+def _without_memory(model: nn.Module) -> dict[int, torch.Tensor]:
+    """What deepcopy shall take for each tensor of a model: its like on the meta device."""
+    twins: dict[int, torch.Tensor] = {}
+    for parameter in model.parameters():
+        like = torch.empty_like(parameter, device="meta")
+        twins[id(parameter)] = nn.Parameter(like, parameter.requires_grad)
+    for buffer in model.buffers():
+        twins[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return twins

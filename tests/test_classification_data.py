@@ -106,13 +106,7 @@ def test_folder_without_validation_holds_out_every_tenth_of_each_class(tmp_path,
     data = load_classification("folder", str(tmp_path))
     assert len(data.notes) == 1 and "every tenth" in data.notes[0]
     held_out = [tuple(Path(row["image"]["path"]).parts[-2:]) for row in data.val]
-    assert held_out == [
-        ("a", "00.png"),
-        ("a", "10.png"),
-        ("a", "20.png"),
-        ("b", "00.png"),
-        ("c", "00.png"),
-    ]
+    assert held_out == [("a", "01.png"), ("a", "11.png"), ("b", "01.png"), ("c", "01.png")]
     everything = {row["image"]["path"] for rows in (data.train, data.val) for row in rows}
     assert len(everything) == len(data.train) + len(data.val) == 35
 
@@ -735,3 +729,21 @@ def test_misclassified_pictures_show_each_under_its_place():
     other = misclassified_picture(images, arguments[1], *arguments[1:], columns=3)
     assert not torch.equal(other, sheet)  # the truth is written there
     assert misclassified_picture([], [], [], [], ["cat"]).float().std() > 0
+
+
+def test_a_folder_of_one_picture_per_class_is_refused(tmp_path):
+    make_folder(tmp_path, ("train",), counts=(("a", 1), ("b", 1)))
+    with pytest.raises(UserError, match="no class has two pictures"):
+        load_classification("folder", str(tmp_path))
+
+
+def test_hub_labels_with_gaps(tmp_path):
+    picture = {"path": None, "bytes": stored_png(pixels())}
+    for name, values, words in (
+        ("ids", [0, 10_000_000, 3], "no class ids"),
+        ("missing", ["a", None, "b"], "label"),
+    ):
+        rows = datasets.Dataset.from_dict({"image": [picture] * 3, "label": values})
+        rows.save_to_disk(str(tmp_path / name))
+        with pytest.raises(UserError, match=words):
+            load_classification(f"hub:{tmp_path / name}")

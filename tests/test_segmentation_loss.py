@@ -64,7 +64,7 @@ def test_metrics_leave_out_absent_classes() -> None:
     task = Segmentation(Options(), data, torch.device("cpu"))
     confusion = torch.zeros(7, 7, dtype=torch.float64)
     confusion[0, 0], confusion[0, 1], confusion[1, 1], confusion[2, 0] = 60, 20, 10, 10
-    metrics = task.metrics(torch.cat([confusion.flatten(), torch.tensor([50.0, 0, 100, 1])]))
+    metrics = task.metrics(torch.cat([confusion.flatten(), torch.tensor([50.0, 0, 100, 1])]), [])
     assert metrics["iou/background"] == pytest.approx(60 / 90)
     assert metrics["iou/disk"] == pytest.approx(10 / 30)
     assert metrics["iou/square"] == 0
