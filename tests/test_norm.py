@@ -490,3 +490,8 @@ def test_data_parallel_is_refused():
     replica = layer._replicate_for_data_parallel()
     with pytest.raises(RuntimeError, match="DataParallel's replicas share no statistics"):
         replica(torch.randn(2, 3))
+
+
+def test_a_wrapped_model_is_refused():
+    with pytest.raises(UserError, match="wrapped in DataParallel already"):
+        convert_norm(nn.DataParallel(net()), "sync_bn")
