@@ -20,7 +20,7 @@ import torch
 
 from data.decode import Cell
 from data.synthetic import SHAPES, Shape, shape_color, texture
-from data.video_decode import Video
+from data.video_base import Video
 
 CLASSES = ("right", "left", "down", "up", "growing", "shrinking")
 RATE = 10.0  # frames per second

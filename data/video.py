@@ -11,8 +11,9 @@ from torchvision import tv_tensors
 from data.decode import SampleError
 from data.sources import spread
 from data.stream import sample_seed
+from data.video_base import Video
 from data.video_clips import ClipOptions, clip_numbers, segment
-from data.video_decode import Video, torchcodec_decoder
+from data.video_decode import torchcodec_decoder
 from data.video_sources import SOURCES, VideoData, load_hub
 from data.video_transforms import EvalTransform, TrainTransform
 from errors import UserError

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from data.decode import SampleError
-from data.video_decode import Video, broken
+from data.video_base import Video, broken
 
 # Seconds before a frame at which its key frame is looked for; after these, the file's beginning.
 STEPS_BACK = (0.0, 1.0, 5.0)

@@ -13,7 +13,8 @@ import datasets
 from data import synthetic_video
 from data.decode import Cell
 from data.sources import PICTURES, TRAIN, VAL, data_root, open_hub
-from data.video_decode import Video, open_video
+from data.video_base import Video
+from data.video_decode import open_video
 from data.video_tables import read_kinetics
 from errors import UserError
 
