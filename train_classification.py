@@ -56,10 +56,9 @@ class Options(CommonOptions):
     def check(self) -> None:
         """Refuse values out of range."""
         super().check()
-        self.check_lengths(image_size=2, crop_area=2, color_jitter=4)
-        for name in ("hflip", "erasing", "label_smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; it is between 0 and 1.")
+        self.check_lengths(image_size=2, crop_area=2)
+        self.check_color_jitter()
+        self.check_shares("hflip", "erasing", "label_smoothing")
         if min(self.mixup, self.cutmix, self.pictures, self.crop_padding or 0) < 0:
             raise UserError("--mixup, --cutmix, --crop_padding and --pictures are at least 0.")
         if min(self.image_size) < 8:
@@ -68,10 +67,6 @@ class Options(CommonOptions):
             raise UserError(
                 f"--crop_area {self.crop_area} must ascend and lie, like --crop_ratio, above 0 and "
                 "up to 1."
-            )
-        if not (min(self.color_jitter) >= 0 and self.color_jitter[3] <= 0.5):
-            raise UserError(
-                f"--color_jitter {self.color_jitter} has four values from 0, hue to 0.5."
             )
 
 

@@ -17,8 +17,6 @@ from engine.launch import close, create_accelerator, read_options, run
 from engine.options import CommonOptions, option
 from errors import UserError
 
-PROBABILITIES = ("hflip", "iou_crop", "mosaic", "mixup", "copy_paste", "picture_score")
-
 
 @dataclass
 class Options(CommonOptions):
@@ -71,18 +69,14 @@ class Options(CommonOptions):
     def check(self) -> None:
         """Refuse values out of range."""
         super().check()
-        self.check_lengths(image_size=2, scale_range=2, color_jitter=4)
-        for name in (*PROBABILITIES, "close_mosaic"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; it is between 0 and 1.")
+        self.check_lengths(image_size=2, scale_range=2)
+        self.check_color_jitter()
+        self.check_shares("hflip", "iou_crop", "mosaic", "mixup", "copy_paste", "close_mosaic")
+        self.check_shares("picture_score")
         if min(self.image_size) < 32:
             raise UserError(f"--image_size {self.image_size} must be at least [32, 32].")
         if not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise UserError(f"--scale_range {self.scale_range} must be positive and ascending.")
-        if not (min(self.color_jitter) >= 0 and self.color_jitter[3] <= 0.5):
-            raise UserError(
-                f"--color_jitter {self.color_jitter} has four values from 0, hue to 0.5."
-            )
         if self.max_detections < 1 or self.pictures < 0:
             raise UserError("--max_detections is at least 1 and --pictures at least 0.")
 

@@ -55,16 +55,14 @@ class Options(CommonOptions):
     def check(self) -> None:
         """Refuse values out of range."""
         super().check()
-        self.check_lengths(crop_size=2, scale_range=2, color_jitter=4, eval_size=2, image_size=2)
+        self.check_lengths(crop_size=2, scale_range=2, eval_size=2, image_size=2)
+        self.check_color_jitter()
         sizes = [*self.image_size, *(self.eval_size or [])]
         if min(sizes) < 16:
             raise UserError("--image_size and --eval_size must be at least [16, 16].")
-        if not 0 <= self.hflip <= 1 or min(self.pictures, self.aux_loss) < 0:
-            raise UserError("--hflip is between 0 and 1, --pictures and --aux_loss at least 0.")
-        if not (min(self.color_jitter) >= 0 and self.color_jitter[3] <= 0.5):
-            raise UserError(
-                f"--color_jitter {self.color_jitter} has four values from 0, hue to 0.5."
-            )
+        self.check_shares("hflip")
+        if min(self.pictures, self.aux_loss) < 0:
+            raise UserError("--pictures and --aux_loss are at least 0.")
         if min(self.crop_size) < 16 or not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise UserError(
                 f"--crop_size {self.crop_size} must be at least [16, 16] and --scale_range "

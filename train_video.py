@@ -59,16 +59,11 @@ class Options(CommonOptions):
     def check(self) -> None:
         """Refuse values out of range."""
         super().check()
-        self.check_lengths(crop_size=2, short_side=2, crop_area=2, color_jitter=4)
-        for name in ("hflip", "label_smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; it is between 0 and 1.")
+        self.check_lengths(crop_size=2, short_side=2, crop_area=2)
+        self.check_color_jitter()
+        self.check_shares("hflip", "label_smoothing")
         if min(self.crop_size) < 16 or self.pictures < 0:
             raise UserError("--crop_size is at least [16, 16] and --pictures at least 0.")
-        if not (min(self.color_jitter) >= 0 and self.color_jitter[3] <= 0.5):
-            raise UserError(
-                f"--color_jitter {self.color_jitter} has four values from 0, hue to 0.5."
-            )
         if self.crop_area and not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
             raise UserError(f"--crop_area {self.crop_area} must ascend, above 0 and up to 1.")
 

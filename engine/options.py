@@ -134,6 +134,21 @@ class CommonOptions:
         if self.eval_only and self.resume == "never" and self.weights == "none":
             raise UserError("--eval_only needs something to evaluate: give --weights or --resume.")
 
+    def check_shares(self, *names: str) -> None:
+        """Refuse probabilities and shares that aren't between 0 and 1."""
+        for name in names:
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise UserError(f"--{name} is {value}; it is between 0 and 1.")
+
+    def check_color_jitter(self) -> None:
+        """Refuse ``--color_jitter`` out of range."""
+        self.check_lengths(color_jitter=4)
+        if not (min(self.color_jitter) >= 0 and self.color_jitter[3] <= 0.5):
+            raise UserError(
+                f"--color_jitter {self.color_jitter} has four values from 0, hue to 0.5."
+            )
+
     def check_lengths(self, **lengths: int) -> None:
         """Refuse lists of another length than given by name; None passes."""
         for name, length in lengths.items():
