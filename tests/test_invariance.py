@@ -19,9 +19,11 @@ SCRIPTS = {
     "train_video": {"eval_clips": 2, "label_smoothing": 0.1},
     "train_classification": {"mixup": 0.2, "cutmix": 1.0, "erasing": 0.3},
 }
-# float32 differs in rounding alone, which says little; one script shows how little.
 PRECISIONS = [(script, "float64", 1e-9) for script in SCRIPTS]
-PRECISIONS += [("train_segmentation", "float32", 1e-4)]
+# Rounding in float32, which a detector's target scores magnify: they hold IoU to the sixth power.
+PRECISIONS += [
+    (script, "float32", 5e-3 if script == "train_detection" else 1e-4) for script in SCRIPTS
+]
 STEPS, HALF = 20, 10
 
 COMMON = {
