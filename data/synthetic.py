@@ -7,14 +7,14 @@ and noise lie over everything.
 """
 
 import colorsys
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn.functional import interpolate
+
+from data.png import stored_png
 
 SHAPES = ("disk", "square", "triangle", "ring", "cross", "star")
 CLASSES = ("background", *SHAPES)
@@ -193,7 +193,7 @@ def segmentation_samples(
         rng = np.random.default_rng([*seed, int(number)])
         shapes = [random_shape(rng, size) for _ in range(rng.integers(2, 7))]
         scene = draw(rng, shapes, size)
-        yield _png(scene.image), _png(scene.class_mask())
+        yield stored_png(scene.image), stored_png(scene.class_mask())
 
 
 def detection_shapes(rng: np.random.Generator, size: tuple[int, int]) -> list[Shape]:
@@ -234,11 +234,4 @@ def detection_samples(
     for number in numbers:
         rng = np.random.default_rng([*seed, int(number)])
         scene = draw(rng, detection_shapes(rng, size), size)
-        yield _png(scene.image), *visible_objects(scene)
-
-
-def _png(picture: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    # Fast rather than small: the files are made at every start and never leave the memory.
-    Image.fromarray(picture).save(file, "PNG", compress_level=1)
-    return file.getvalue()
+        yield stored_png(scene.image), *visible_objects(scene)

@@ -122,6 +122,12 @@ def read_checkpoint(path: Path, options: CommonOptions, identity: dict[str, Any]
     """
     checkpoint = load_checkpoint(path)
     stored = checkpoint.state
+    missing = {"options", "identity", *asdict(Progress())} - set(stored)
+    if missing:
+        raise UserError(
+            f"{path} holds no {', '.join(sorted(missing))}: it is not a checkpoint of this version "
+            "of the scripts; give another --resume."
+        )
     differs = differing_options(stored["options"], options)
     differs += [
         f"{key} {stored['identity'].get(key)} -> {now}"

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from errors import UserError
 from models.backbones import build_backbone
+from models.dry_run import freeze_unused
 from models.pyramid_detectors import build_faster_rcnn, build_fcos, build_retinanet
 from models.registry import unknown_name
-from models.segmentation import freeze_unused
 from models.syncbnnet import SyncBNBackbone
 from models.torchvision_detectors import build_torchvision_detector, set_limits
 from models.weights import NAMED_WEIGHTS, load_weights

@@ -36,6 +36,21 @@ def dry_run(model: nn.Module, name: str, shape: tuple[int, ...], advice: str) ->
         mine.requires_grad_(mine.requires_grad and other.grad is not None)
 
 
+def freeze_unused(model: nn.Module) -> None:
+    """Turn off the gradient of parameters of a network for pictures that no output depends on.
+
+    HRNet, for example, ends in layers that only serve feature maps which DeepLabV3+ does not read.
+
+    Args:
+        model: maps (B, 3, H, W) to a dictionary of tensors.
+    """
+    twin = copy.deepcopy(model, _without_memory(model)).train()
+    outputs = twin(torch.empty(2, 3, 128, 128, device="meta"))
+    sum(output.sum() for output in outputs.values()).backward()
+    for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
+        mine.requires_grad_(other.grad is not None)
+
+
 def _differentiated(model: nn.Module, shape: tuple[int, ...], device: str) -> nn.Module | Exception:
     """A copy of the model with gradients, or why it has none.
 

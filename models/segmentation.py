@@ -4,10 +4,8 @@ Every model maps normalised pictures (B, 3, H, W) to {"out": logits (B, num_clas
 with an auxiliary head adds "aux", of the same shape, while training.
 """
 
-import copy
 from functools import partial
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,9 +13,11 @@ from torch.nn import functional as F
 from errors import UserError
 from models.backbones import build_backbone
 from models.deeplabv3plus import DeepLabV3Plus
+from models.dry_run import freeze_unused
+from models.published import load_published
 from models.registry import unknown_name
 from models.unet import UNet
-from models.weights import NAMED_WEIGHTS, downloading, load_matching, load_weights, logger
+from models.weights import NAMED_WEIGHTS, downloading, load_weights
 
 DEFAULT_BACKBONE = "syncbnnet"
 
@@ -94,13 +94,7 @@ def _build_torchvision(
             **options,
         )
     if weights == "default":
-        published = torchvision.models.get_model_weights(name).DEFAULT
-        with downloading(f"the weights of {name}"):
-            state = published.get_state_dict(progress=False, check_hash=True)
-        if not aux_loss:
-            state = {k: v for k, v in state.items() if not k.startswith("aux_classifier.")}
-        if report := load_matching(model, state, f"{name}'s {published.name}"):
-            logger.warning(report)
+        load_published(model, name, without=() if aux_loss else ("aux_classifier.",))
     return TorchvisionSegmenter(model) if aux_loss else model
 
 
@@ -140,18 +134,3 @@ class TorchvisionSegmenter(nn.Module):
             key: F.interpolate(logits, size, mode="bilinear", align_corners=False)
             for key, logits in result.items()
         }
-
-
-def freeze_unused(model: nn.Module) -> None:
-    """Turns off the gradient of parameters that no output depends on.
-
-    DistributedDataParallel waits for the gradient of every parameter that asks for one. HRNet, for
-    example, ends in layers that only serve feature maps which DeepLabV3+ does not read.
-    """
-    # A copy on the meta device computes the graph and no values: no memory, no time, and the
-    # running statistics and the random state stay as they are.
-    twin = copy.deepcopy(model).to("meta").train()
-    outputs = twin(torch.empty(2, 3, 128, 128, device="meta"))
-    sum(logits.sum() for logits in outputs.values()).backward()
-    for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
-        mine.requires_grad_(other.grad is not None)

@@ -393,3 +393,13 @@ def test_folders_train(train, pairs) -> None:
 def test_an_empty_folder_is_refused(train, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     fails(train, "empty", dataset="folder", data_dir=str(tmp_path / "empty"))
+
+
+def test_a_checkpoint_of_another_program_is_refused(train, tmp_path: Path) -> None:
+    from engine.checkpoint import Checkpoint, save_checkpoint
+
+    foreign = Checkpoint({"weight": torch.zeros(1)}, None, {"optimizer": {}}, {"step": 3})
+    save_checkpoint(tmp_path / "checkpoints", foreign, keep=1)
+    (path,) = (tmp_path / "checkpoints").iterdir()
+    with pytest.raises(UserError, match="not a checkpoint of this version"):
+        train(resume=str(path))
