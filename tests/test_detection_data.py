@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
-from data import instance_masks, synthetic
+from data import instance_masks
 from data.decode import SampleError
 from data.detection import (
     DetectionDataset,
@@ -25,6 +25,7 @@ from data.detection_geometry import Window, boxes_like, cut, letterbox
 from data.detection_mixing import copy_paste, jittered, mixup, mosaic
 from data.detection_pictures import contact_sheet, detection_panel, draw_objects
 from data.detection_transforms import eval_transform, train_transform
+from data.png import stored_png
 from data.pr_curves import pr_curves_picture
 from errors import UserError
 
@@ -275,7 +276,7 @@ def hub_rows(objects, feature) -> datasets.Dataset:
 
 
 def png(height, width) -> bytes:
-    return synthetic._png(np.zeros((height, width, 3), np.uint8))
+    return stored_png(np.zeros((height, width, 3), np.uint8))
 
 
 BOX = datasets.List(datasets.Value("float32"))
