@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
-from data import instance_masks
+from data import instance_masks, synthetic
 from data.decode import SampleError
 from data.detection import (
     DetectionDataset,
