@@ -2,8 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# The first accelerate_configs file a user meets; on a machine without GPUs it gives two processes.
-DEMO := $(BIN)/accelerate launch --config_file accelerate_configs/2gpu.yaml train_segmentation.py
+# Two processes, with two GPUs or with none; a machine with one GPU gets one.
+GPUS = $(shell nvidia-smi --list-gpus 2>/dev/null | grep --count '^GPU')
+CONFIG = accelerate_configs/$(if $(filter 1,$(GPUS)),1gpu,2gpu).yaml
+DEMO = $(BIN)/accelerate launch --config_file $(CONFIG) train_segmentation.py
 
 .PHONY: demo test lint clean
 

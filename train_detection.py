@@ -43,12 +43,17 @@ class Options(CommonOptions):
     copy_paste: float = option(0.0, "probability of pasting objects, which needs masks")
     close_mosaic: float = option(0.1, "share of the epochs, at the end, without mosaic and mixup")
     class_names: str | list[str] | None = option(
-        None, "coco, voc, yolo, hub: class names in order, or a file of them", resume="free"
+        None,
+        "class names in order, or a file of them",
+        resume="free",
+        datasets=("coco", "voc", "yolo", "hub"),
     )
-    image_column: str = option("image", "hub: name of the image column")
-    objects_column: str = option("objects", "hub: name of the column of objects")
+    image_column: str = option("image", "name of the image column", datasets=("hub",))
+    objects_column: str = option("objects", "name of the column of objects", datasets=("hub",))
     bbox_format: Literal["coco", "voc", "yolo"] = option(
-        "coco", "hub: boxes as x y width height, as corners, or as centre and size from 0 to 1"
+        "coco",
+        "boxes as x y width height, as corners, or as centre and size from 0 to 1",
+        datasets=("hub",),
     )
     max_detections: int = option(100, "detections per picture at most")
     pictures: int = option(6, "validation pictures drawn at each evaluation", resume="free")

@@ -34,8 +34,8 @@ class Options:
     # Data
     dataset: str = option("synthetic", "data source; docs/data.md lists them")
     data_dir: str | None = option(None, "folder of the data set")
-    image_column: str = option("image", "hub: name of the image column")
-    label_column: str = option("label", "hub: name of the label column")
+    image_column: str = option("image", "name of the image column", datasets=("hub",))
+    label_column: str = option("label", "name of the label column", datasets=("hub",))
     limit_train: int = option(0, "use only this many training samples, evenly spaced (0: all)")
     limit_val: int = option(0, "use only this many validation samples, evenly spaced (0: all)")
     image_size: int = option(64, "height and width of the pictures")
@@ -73,6 +73,8 @@ class Options:
     # What the launch and the report ask every script for.
     sync_bn_impl: ClassVar[str] = "own"
     eval_only: ClassVar[bool] = False
+    check_data: ClassVar[bool] = False
+    resume: ClassVar[str] = "never"
 
     def check(self) -> None:
         """Refuse values out of range, before any work.

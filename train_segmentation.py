@@ -40,11 +40,16 @@ class Options(CommonOptions):
         None, "resize validation images to this height and width; scored at the label's own"
     )
     class_names: str | list[str] | None = option(
-        None, "folder and hub: class names in order, or a file of them", resume="free"
+        None,
+        "class names in order, or a file of them",
+        resume="free",
+        datasets=("folder", "hub"),
     )
-    image_column: str = option("image", "hub: name of the image column")
-    mask_column: str = option("annotation", "hub: name of the mask column")
-    image_size: list[int] = option([96, 96], "synthetic: height and width of the pictures")
+    image_column: str = option("image", "name of the image column", datasets=("hub",))
+    mask_column: str = option("annotation", "name of the mask column", datasets=("hub",))
+    image_size: list[int] = option(
+        [96, 96], "height and width of the pictures", datasets=("synthetic",)
+    )
     pictures: int = option(4, "validation pictures drawn at each evaluation", resume="free")
     optimizer: Literal["sgd", "adamw"] = option("adamw", "SGD with momentum 0.9, or AdamW")
     lr: float = option(0.004, "peak learning rate")
@@ -67,6 +72,12 @@ class Options(CommonOptions):
             raise UserError(
                 f"--crop_size {self.crop_size} must be at least [16, 16] and --scale_range "
                 f"{self.scale_range} positive and ascending."
+            )
+        if not isinstance(self.class_weights, str) and not (
+            min(self.class_weights) >= 0 and max(self.class_weights) > 0
+        ):
+            raise UserError(
+                f"--class_weights {self.class_weights} must be positive, or 0 for some."
             )
         if isinstance(self.class_weights, str) and self.class_weights not in WEIGHTINGS:
             raise UserError(
@@ -107,6 +118,9 @@ from models.segmentation_loss import (
     median_frequency_weights,
     weight_sum,
 )
+
+# Where no pixel counts, the loss is 0 / TINY.
+TINY = 1e-12
 
 
 class Segmentation:
@@ -173,12 +187,12 @@ class Segmentation:
         losses = self._main_losses(outputs["out"], mask, normalizers)
         if "aux" in outputs:
             aux = cross_entropy_sum(outputs["aux"], mask, self.class_weights)
-            losses["aux"] = self.options.aux_loss * aux / normalizers[0].clamp(min=1)
+            losses["aux"] = self.options.aux_loss * aux / normalizers[0].clamp(min=TINY)
         return Losses(losses)
 
     def _main_losses(self, logits: Tensor, mask: Tensor, normalizers: Tensor) -> dict[str, Tensor]:
         cross_entropy = cross_entropy_sum(logits, mask, self.class_weights)
-        losses = {"ce": cross_entropy / normalizers[0].clamp(min=1)}
+        losses = {"ce": cross_entropy / normalizers[0].clamp(min=TINY)}
         if self.options.loss == "ce_dice":
             losses["dice"] = dice_sum(logits, mask) / normalizers[1]
         return losses
@@ -221,7 +235,7 @@ class Segmentation:
         return {
             "miou": sum(iou.values()) / max(1, len(iou)),
             "pixel_accuracy": (hits.sum() / confusion.sum().clamp(min=1)).item(),
-            "loss": (ce / pixels.clamp(min=1) + dice / pictures.clamp(min=1)).item(),
+            "loss": (ce / pixels.clamp(min=TINY) + dice / pictures.clamp(min=1)).item(),
             **{f"iou/{name}": value for name, value in iou.items()},
         }
 

@@ -45,9 +45,9 @@ class Options(CommonOptions):
         [0.0, 0.0, 0.0, 0.0], "changes of brightness, contrast, saturation and hue (hue up to 0.5)"
     )
     label_smoothing: float = option(0.0, "share of the target spread over all classes")
-    split: Literal[1, 2, 3] = option(1, "ucf101: which official split")
-    video_column: str = option("video", "hub: name of the video column")
-    label_column: str = option("label", "hub: name of the label column")
+    split: Literal[1, 2, 3] = option(1, "which official split", datasets=("ucf101",))
+    video_column: str = option("video", "name of the video column", datasets=("hub",))
+    label_column: str = option("label", "name of the label column", datasets=("hub",))
     pictures: int = option(6, "validation clips drawn at each evaluation", resume="free")
     optimizer: Literal["sgd", "adamw"] = option("adamw", "SGD with momentum 0.9, or AdamW")
     lr: float = option(0.004, "peak learning rate")

@@ -109,6 +109,8 @@ def class_list(names: Sequence[str], palette: Sequence[Color] | None = None) -> 
     palette = [tuple(color) for color in palette]
     shown = [color for color, name in zip(palette, names, strict=True) if name in kept]
     coded = [(color, ids[value]) for value, color in enumerate(palette)]
+    if all(len(set(color)) == 1 for color in palette):  # shades of grey, as in masks of 0 and 255
+        ids = {color[0]: class_id for color, class_id in coded}
     return ClassList(kept, shown, MaskRule.of_ids(ids, coded))
 
 
@@ -124,10 +126,16 @@ def read_class_file(path: Path) -> tuple[list[str], list[Color] | None]:
     """
     if not path.is_file():
         raise UserError(f"There is no class file {path}: write one class name per line into it.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"The class file {path} is not text in UTF-8: save it as such, one class name per line."
+        ) from None
     if path.suffix == ".json":
-        return _read_json(path), None
+        return _parse_json(path, text), None
     names, colors = [], []
-    for fields in _fields(path):
+    for fields in _fields(text):
         name, color = _name_and_color(fields)
         names.append(name)
         colors.append(color)
@@ -138,12 +146,14 @@ def read_class_file(path: Path) -> tuple[list[str], list[Color] | None]:
     return names, None if colors[0] is None else colors
 
 
-def _read_json(path: Path) -> list[str]:
+def _parse_json(path: Path, text: str) -> list[str]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
         if isinstance(content, dict):  # a number that has no name is not a class
             numbers = range(max(map(int, content)) + 1)
             content = [content.get(str(number), "void") for number in numbers]
+        if not isinstance(content, list):
+            raise ValueError(f"it is a {type(content).__name__}")
         return [str(name) for name in content]
     except (ValueError, TypeError) as error:
         raise UserError(
@@ -152,8 +162,8 @@ def _read_json(path: Path) -> list[str]:
         ) from None
 
 
-def _fields(path: Path) -> list[list[str]]:
-    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+def _fields(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.strip()]
     rows = [
         [field.strip() for field in next(csv.reader([line]))] if "," in line else line.split()
         for line in lines

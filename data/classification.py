@@ -17,7 +17,7 @@ from data.classification_sources import (
     load_hub,
     load_synthetic,
 )
-from data.decode import SampleError, read_image
+from data.decode import SampleError, cell_name, read_image
 from data.sources import spread
 from data.stream import sample_seed
 from errors import UserError
@@ -163,7 +163,7 @@ class ClassificationDataset(Dataset):
 
 
 def _name(row: dict, index: int) -> str:
-    return row["image"]["path"] or f"image of sample {index}"
+    return cell_name(row["image"], f"image of sample {index}")
 
 
 def collate_train(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -22,6 +22,9 @@ try:
 except ImportError:  # torchvision has announced the removal of its decoders
     decode_image = None
 
+# Pillow's names for pictures of one value per pixel.
+MASK_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "LA", "F")
+
 Cell = dict  # {"path": str | None, "bytes": bytes | None}
 
 
@@ -37,7 +40,12 @@ class SampleError(UserError):
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
-def read_image(cell: Cell, name: str) -> torch.Tensor:
+def cell_name(cell: Cell | None, otherwise: str) -> str:
+    """What a message calls a picture: its path, or ``otherwise`` where there is none."""
+    return (cell or {}).get("path") or otherwise
+
+
+def read_image(cell: Cell | None, name: str) -> torch.Tensor:
     """Decode an image as RGB, upright as its EXIF orientation says.
 
     Args:
@@ -50,6 +58,7 @@ def read_image(cell: Cell, name: str) -> torch.Tensor:
     Raises:
         SampleError: the picture is missing or can't be decoded to its last row.
     """
+    _refuse_none(cell, name)
     if decode_image is None:
         return _read_with_pillow(cell, name)
     source = cell["path"] if cell["bytes"] is None else _tensor(cell["bytes"])
@@ -64,7 +73,7 @@ def read_image(cell: Cell, name: str) -> torch.Tensor:
     return image[0] if image.ndim == 4 else image  # the first frame of an animation
 
 
-def read_mask(cell: Cell, name: str) -> np.ndarray:
+def read_mask(cell: Cell | None, name: str) -> np.ndarray:
     """Decode a mask without interpreting it.
 
     Returns:
@@ -74,20 +83,30 @@ def read_mask(cell: Cell, name: str) -> np.ndarray:
     Raises:
         SampleError: the mask is missing, can't be decoded to its last row, or has values over 255.
     """
+    _refuse_none(cell, name)
     try:
         with Image.open(_file(cell)) as picture:
-            if picture.mode not in ("L", "P", "1", "I", "I;16", "I;16B", "LA"):
+            if picture.mode not in MASK_MODES:
                 return np.asarray(picture.convert("RGB"))
             values = np.asarray(picture)
     except Exception as error:  # Pillow's decoders raise many types for broken files
         raise _undecodable(name, error) from None
     values = values[..., 0] if values.ndim == 3 else values
-    if values.max(initial=0) > 255:
-        raise SampleError(
-            f"Mask {name} holds the value {values.max()}, but class ids go up to 255 at most: "
-            "it must be a mask of class ids, not of instances or depths."
-        )
+    if values.dtype.kind == "f":
+        raise SampleError(f"Mask {name} holds fractions: it must be a mask of whole class ids.")
+    if values.dtype.itemsize > 1:
+        for value in (values.min(initial=0), values.max(initial=0)):
+            if not 0 <= value <= 255:
+                raise SampleError(
+                    f"Mask {name} holds the value {value}, but class ids go from 0 to 255: it must "
+                    "be a mask of class ids, not of instances or depths."
+                )
     return values.astype(np.uint8, copy=False)
+
+
+def _refuse_none(cell: Cell | None, name: str) -> None:
+    if not cell or (cell["path"] is None and cell["bytes"] is None):
+        raise SampleError(f"{name} holds no picture: add one, or remove the sample.")
 
 
 def _read_with_pillow(cell: Cell, name: str) -> torch.Tensor:

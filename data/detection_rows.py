@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 from PIL import Image
 
+from data.decode import cell_name
 from data.instance_masks import Outline, to_text
 from data.masks import Color
 
@@ -192,7 +193,7 @@ def stored_size(image: str | dict[str, Any]) -> tuple[int, int]:
 
 def name_of(row: dict[str, Any], index: int) -> str:
     """The picture's file, or where there is none the sample's number."""
-    return row["image"]["path"] or f"image of sample {index}"
+    return cell_name(row["image"], f"image of sample {index}")
 
 
 def dropped_boxes_note(split: str, rows: datasets.Dataset) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 from torchvision import tv_tensors
 
-from data.decode import SampleError, read_image, read_mask
+from data.decode import SampleError, cell_name, read_image, read_mask
 from data.masks import Color, UnknownValueError
 from data.segmentation_sources import SOURCES, SegmentationData, load_hub
 from data.sources import spread
@@ -148,9 +148,8 @@ class SegmentationDataset(Dataset):
 
 
 def _names(row: dict, index: int) -> tuple[str, str]:
-    image = row["image"]["path"] or f"image of sample {index}"
-    mask = row["annotation"]["path"] or f"of sample {index}"
-    return image, mask
+    image = cell_name(row["image"], f"image of sample {index}")
+    return image, cell_name(row["annotation"], f"of sample {index}")
 
 
 def collate_train(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from data.class_lists import (
     class_list,
     read_class_file,
 )
-from data.decode import read_mask
+from data.decode import cell_name, read_mask
 from data.masks import IGNORE, Color, MaskRule, default_colors
 from data.sources import (
     TRAIN,
@@ -30,11 +30,15 @@ from data.sources import (
     open_hub,
     picture_files,
     require_folders,
+    spread,
 )
 from errors import UserError
 
 COLUMN = datasets.Image(decode=False)
 SCHEMA = datasets.Features({"image": COLUMN, "annotation": COLUMN})
+
+# Masks that are looked through to count the classes of an unnamed data set.
+SAMPLED_MASKS = 256
 
 # The names by which folders go, in the order in which they are looked for.
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "")
@@ -243,7 +247,8 @@ def _find_split(root: Path, split_names: Sequence[str]) -> tuple[Path, Path]:
             found = [
                 next((path for path in candidates if path.is_dir()), None)
                 for candidates in (
-                    [root / arrangement.format(split=split, kind=kind) for kind in kinds]
+                    # An empty kind leaves a slash in front, which would be the machine's root.
+                    [root / arrangement.format(split=split, kind=kind).strip("/") for kind in kinds]
                     for kinds in (IMAGE_FOLDERS, MASK_FOLDERS)
                 )
             ]
@@ -268,7 +273,10 @@ def _columns(
     rows = rows.select_columns([image_column, mask_column])
     rows = rows.rename_columns({image_column: "image", mask_column: "annotation"})
     try:
-        return rows.cast(SCHEMA)
+        # Not cast(), which writes a copy of all the pictures.
+        for column in SCHEMA:
+            rows = rows.cast_column(column, COLUMN)
+        return rows
     except Exception as error:
         raise UserError(
             f"The columns {image_column} and {mask_column} of {name} don't both hold pictures: "
@@ -287,21 +295,30 @@ def _classes(
         palette = palette or colors
     if names is not None:
         return class_list(names, palette), ()
-    sampled = rows.select(np.unique(np.linspace(0, len(rows) - 1, 256).astype(int)))
-    highest = max(map(_highest_id, sampled["annotation"]))
-    note = f"No class names were given: the masks show {highest + 1} classes."
-    return class_list([f"class {number}" for number in range(highest + 1)]), (note,)
+    shown: set[int] = set()
+    for cell in spread(rows, SAMPLED_MASKS)["annotation"]:
+        shown |= _values_in(cell)
+    ids = shown - {IGNORE}
+    if len(ids) < 2:
+        raise UserError(
+            f"The masks hold {' and '.join(map(str, sorted(shown)))}, and {IGNORE} marks what is "
+            "ignored, so there is nothing to tell apart: write a class file, a line 'name r g b' "
+            "per class, such as 'background 0 0 0' and 'object 255 255 255'."
+        )
+    count = max(ids) + 1
+    note = f"No class names were given: the masks show {count} classes."
+    return class_list([f"class {number}" for number in range(count)]), (note,)
 
 
-def _highest_id(cell: dict) -> int:
-    name = cell["path"] or "of the training split"
+def _values_in(cell: dict) -> set[int]:
+    name = cell_name(cell, "of the training split")
     stored = read_mask(cell, name)
     if stored.ndim == 3 and (stored != stored[..., :1]).any():
         raise UserError(
             f"Mask {name} is coloured: say which colour means which class in a class file, a line "
             "'name r g b' per class."
         )
-    return int(stored.max(initial=0, where=stored != IGNORE))
+    return set(np.flatnonzero(np.bincount(stored.ravel(), minlength=256)).tolist())
 
 
 def _rows(pairs: Pairs) -> datasets.Dataset:

@@ -92,6 +92,10 @@ def open_hub(name: str) -> tuple[datasets.Dataset, datasets.Dataset, tuple[str, 
     train = splits[train_name]
     if val_name:
         return train, splits[val_name], ()
+    if len(train) < 2:
+        raise UserError(
+            f"{name} has {len(train)} samples: it takes some to train, some to validate."
+        )
     held_out = np.arange(0, len(train), 10)
     rest = train.select(np.setdiff1d(np.arange(len(train)), held_out))
     note = f"{name} has no split for validation: every tenth training sample is held out."

@@ -12,9 +12,11 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from engine.options import CommonOptions, Options, parse
+from engine.run_folder import continues, refuse_other_run
 from errors import UserError
 
 if TYPE_CHECKING:
@@ -28,11 +30,21 @@ SECONDS_FOR_THE_FIRST_ERROR = 5.0
 
 
 def read_options(options_class: type[Options], description: str) -> Options:
-    """``parse`` for the top of a script: prints on the first process only, ends on a mistake."""
+    """``parse`` for the top of a script: prints on the first process only, ends on a mistake.
+
+    An output folder that holds another run is a mistake too.
+    """
     if _rank() != 0:
         logging.disable(logging.WARNING)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it lives as long as the process)
-    return _guarded(lambda: parse(options_class, description))
+
+    def read() -> Options:
+        options = parse(options_class, description)
+        if options.output_dir and not options.check_data and not continues(options):
+            refuse_other_run(Path(options.output_dir))
+        return options
+
+    return _guarded(read)
 
 
 def run(main: Callable[[Options], int], options: Options) -> None:

@@ -20,20 +20,25 @@ class StepRecord:
         step: its number, from 1.
         parts: the parts of the global loss.
         counts: the global counts.
-        grad_norm: of the whole gradient; nan where it was not measured.
+        grad_norm: of the whole gradient; None where it was not measured.
         signum: the signal for which a process was asked to stop, or 0.
     """
 
     step: int
     parts: dict[str, float]
     counts: dict[str, float]
-    grad_norm: float
+    grad_norm: float | None
     signum: int
 
     @property
     def is_finite(self) -> bool:
         """Whether every part of the loss is a number."""
         return all(math.isfinite(value) for value in self.parts.values())
+
+    @property
+    def has_finite_gradient(self) -> bool:
+        """Whether the gradient is made of numbers, as far as it was measured."""
+        return self.grad_norm is None or math.isfinite(self.grad_norm)
 
 
 class StepSums:
@@ -81,27 +86,34 @@ class Ledger:
     """The steps whose values nobody has looked at yet."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, torch.Tensor]] = []
+        self._rows: list[tuple[int, bool, torch.Tensor]] = []
 
-    def add(self, step: int, sums: StepSums, values: torch.Tensor, grad_norm: torch.Tensor) -> None:
+    def add(
+        self, step: int, sums: StepSums, values: torch.Tensor, grad_norm: torch.Tensor | None
+    ) -> None:
         """Note a step, with what ``sums.over_processes`` returned."""
         self._names = list(sums.parts), list(sums.counts)
-        self._rows.append((step, torch.cat([values, grad_norm.to(values).view(1)])))
+        measured = grad_norm is not None
+        norm = grad_norm.to(values) if measured else values.new_zeros(())
+        self._rows.append((step, measured, torch.cat([values, norm.view(1)])))
 
     def read(self) -> list[StepRecord]:
         """The steps since the last reading, at least one (a device sync)."""
-        steps = [step for step, _ in self._rows]
-        table = torch.stack([values for _, values in self._rows]).tolist()
+        table = torch.stack([values for *_, values in self._rows]).tolist()
+        records = [
+            self._record(step, measured, row)
+            for (step, measured, _), row in zip(self._rows, table, strict=True)
+        ]
         self._rows.clear()
-        return [self._record(step, row) for step, row in zip(steps, table, strict=True)]
+        return records
 
-    def _record(self, step: int, row: list[float]) -> StepRecord:
+    def _record(self, step: int, measured: bool, row: list[float]) -> StepRecord:
         parts, counts = self._names
         *values, sigterm, sigint, grad_norm = row
         return StepRecord(
             step=step,
             parts=dict(zip(parts, values[: len(parts)], strict=True)),
             counts=dict(zip(counts, values[len(parts) :], strict=True)),
-            grad_norm=grad_norm,
+            grad_norm=grad_norm if measured else None,
             signum=next((s for s, n in zip(SIGNALS, (sigterm, sigint), strict=True) if n), 0),
         )

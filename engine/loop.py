@@ -44,6 +44,7 @@ from models.norm import (
     average_running_stats,
     rank_disagreement,
 )
+from models.weights import NAMED_WEIGHTS, refuse_incomplete
 
 # Samples named when a loss is not finite.
 NAMED_SAMPLES = 8
@@ -100,6 +101,8 @@ class Trainer:
         self.state = State(model, ema, optimizer, accelerator.scaler, Progress())
         checkpoint = find_checkpoint(accelerator, options, self.path)
         self.saved_step = -1
+        if options.eval_only and not checkpoint and options.weights not in NAMED_WEIGHTS:
+            refuse_incomplete(model, options.weights)
         if checkpoint:
             self.state.restore(read_checkpoint(checkpoint, options, self.identity))
             self.saved_step = self.state.progress.step
@@ -195,8 +198,8 @@ class Trainer:
 
         progress = self.state.progress
         progress.step += 1
-        grad_norm = values.new_full((), math.nan)
-        if self.options.clip_grad or self._log_due():
+        grad_norm = None
+        if self.options.clip_grad or self._log_due() or self._save_due():
             largest = self.options.clip_grad or math.inf
             grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), largest)
         for group in self.optimizer.param_groups:
@@ -272,7 +275,8 @@ class Trainer:
             return 0
         records = self.ledger.read()
         for record in records:
-            if not record.is_finite:
+            # The loss scaler of fp16 expects gradients that overflow, and leaves those steps out.
+            if not (record.is_finite and (self.state.scaler or record.has_finite_gradient)):
                 raise UserError(self._non_finite(record))
         newest = records[-1]
         if self._log_due():
@@ -296,8 +300,9 @@ class Trainer:
         indices = self.stream.step_indices(record.step - 1, self.plan.global_batch_size)
         names = [self.task.train_data.name(index) for index in indices[:NAMED_SAMPLES]]
         more = len(indices) - len(names)
+        what = "gradient" if record.is_finite else "loss"
         return (
-            f"The loss is not finite at step {record.step} "
+            f"The {what} is not finite at step {record.step} "
             f"({', '.join(f'{name} {value}' for name, value in record.parts.items())}) for the "
             f"samples {', '.join(names)}{f' and {more} more' if more else ''}; lower --lr, add "
             f"--warmup_steps or --clip_grad 1, or look at these samples. The checkpoints in "

@@ -6,6 +6,7 @@ the slow imports begin.
 
 import dataclasses
 import difflib
+import itertools
 import os
 import sys
 from dataclasses import dataclass
@@ -17,7 +18,13 @@ import yaml
 from errors import UserError
 
 
-def option(default: Any, help: str, *, resume: Literal["same", "free"] = "same") -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    resume: Literal["same", "free"] = "same",
+    datasets: tuple[str, ...] = (),
+) -> Any:
     """A dataclass field with a help text.
 
     Args:
@@ -25,8 +32,12 @@ def option(default: Any, help: str, *, resume: Literal["same", "free"] = "same")
         help: one sentence for ``--help``.
         resume: "same" if a run can only be resumed with the same value, "free" if the value may
             change between the parts of a run.
+        datasets: the values of ``--dataset`` that the option is for ("hub" stands for all of the
+            hub's); with another one it would do nothing, and is refused. Empty: any.
     """
-    metadata = {"help": help, "resume": resume}
+    if datasets:
+        help = f"{', '.join(datasets)}: {help}"
+    metadata = {"help": help, "resume": resume, "datasets": datasets}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -39,6 +50,10 @@ SMALLEST = {
     **dict.fromkeys(("precise_bn", "sync_bn_group_size", "scale_lr", "seed", "epochs"), 0),
     **dict.fromkeys(("lr", "weight_decay", "clip_grad", "ema"), 0),
 }
+
+
+# Data sets that are made here, or named by --dataset alone.
+WITHOUT_FOLDER = ("synthetic", "fake", "hub")
 
 
 @dataclass
@@ -127,12 +142,30 @@ class CommonOptions:
             value = getattr(self, name)
             if not value >= smallest:
                 raise UserError(f"--{name} is {value}; it must be at least {smallest}.")
+        self._check_data_options()
         if self.seed >= 2**63:
             raise UserError(f"--seed is {self.seed}; it must be below 2**63.")
         if self.ema >= 1:
             raise UserError(f"--ema is {self.ema}; a decay is below 1, e.g. 0.999.")
+        if not (self.max_steps or self.epochs or self.eval_only):
+            raise UserError("--epochs is 0 and so is --max_steps: give the length of the training.")
+        if self.eval_only and self.weights == "backbone" and self.resume == "never":
+            raise UserError("--eval_only needs weights of the whole model, not of the backbone.")
         if self.eval_only and self.resume == "never" and self.weights == "none":
             raise UserError("--eval_only needs something to evaluate: give --weights or --resume.")
+
+    def _check_data_options(self) -> None:
+        """Refuse options that the chosen data set has no use for."""
+        kind = self.dataset.partition(":")[0]
+        if self.data_dir and kind in WITHOUT_FOLDER:
+            raise UserError(f"--data_dir is of no use to --dataset {self.dataset}; leave it out.")
+        for field in dataclasses.fields(self):
+            wanted = field.metadata["datasets"]
+            if wanted and kind not in wanted and getattr(self, field.name) != _default(field):
+                raise UserError(
+                    f"--{field.name} is for --dataset {' or '.join(wanted)} and does nothing with "
+                    f"{self.dataset}; leave it out."
+                )
 
     def check_shares(self, *names: str) -> None:
         """Refuse probabilities and shares that aren't between 0 and 1."""
@@ -160,6 +193,11 @@ class CommonOptions:
 Options = TypeVar("Options", bound=CommonOptions)
 
 
+def _default(field: dataclasses.Field) -> Any:
+    made = field.default_factory is not dataclasses.MISSING
+    return field.default_factory() if made else field.default
+
+
 def parse(options_class: type[Options], description: str, args: list[str] | None = None) -> Options:
     """Read the options from the command line, over those of ``--config`` files.
 
@@ -175,18 +213,59 @@ def parse(options_class: type[Options], description: str, args: list[str] | None
     """
     script = os.path.basename(sys.argv[0])
     parser = jsonargparse.ArgumentParser(
-        prog=script, description=description, exit_on_error=False, default_env=False
+        prog=script,
+        usage="%(prog)s [--option value ...]",
+        description=description,
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
+        default_env=False,
     )
     parser.add_argument("--config", action="config", help="file of options; flags override it")
     _add_fields(parser, options_class)
+    words = _join_lists(sys.argv[1:] if args is None else args, options_class)
+    _check_config_files(words)
     try:
-        values = parser.parse_args(args)
+        values = parser.parse_args(words)
     except (jsonargparse.ArgumentError, yaml.YAMLError, ValueError, TypeError) as error:
         raise UserError(_explain(error, options_class, script)) from None
     values.pop("config", None)
     options = options_class(**vars(values))
     options.check()
     return options
+
+
+class HelpFormatter(jsonargparse.DefaultHelpFormatter):
+    """jsonargparse's, which leaves the lines of the description, with its commands, as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(indent + line for line in text.strip().splitlines(keepends=True))
+
+
+def _join_lists(words: list[str], options_class: type) -> list[str]:
+    """``--crop_size 96 96`` as ``--crop_size=[96,96]``; shells want the brackets quoted."""
+    types = get_type_hints(options_class)
+    lists = {f"--{name}" for name, kind in types.items() if "list[" in str(kind)}
+    joined: list[str] = []
+    while words:
+        word, *words = words
+        values = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
+        if word in lists and len(values) > 1:
+            word, words = f"{word}=[{','.join(values)}]", words[len(values) :]
+        joined.append(word)
+    return joined
+
+
+def _check_config_files(words: list[str]) -> None:
+    """Refuse what can't be a file of options, naming it; jsonargparse tells only what is in it."""
+    for word, following in itertools.pairwise([*words, ""]):
+        if word == "--config" or word.startswith("--config="):
+            path = word.partition("=")[2] or following
+            try:
+                with open(path, encoding="utf-8") as file:
+                    file.read()
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "it is not text"
+                raise UserError(f"--config {path} can't be read: {reason}.") from None
 
 
 def _add_fields(parser: jsonargparse.ArgumentParser, options_class: type) -> None:
@@ -196,12 +275,7 @@ def _add_fields(parser: jsonargparse.ArgumentParser, options_class: type) -> Non
     own = parser.add_argument_group("options of this script")
     for field in dataclasses.fields(options_class):
         group = common if field.name in inherited else own
-        default = (
-            field.default_factory()
-            if field.default_factory is not dataclasses.MISSING
-            else field.default
-        )
-        settings: dict[str, Any] = {"default": default, "help": field.metadata["help"]}
+        settings: dict[str, Any] = {"default": _default(field), "help": field.metadata["help"]}
         if types[field.name] is bool:
             settings |= {
                 "action": jsonargparse.ActionYesNo(yes_prefix="", no_prefix="no_"),
@@ -225,8 +299,3 @@ def _explain(error: Exception, options_class: type, script: str) -> str:
                 hint = f"did you mean {' or '.join('--' + n for n in near)}?" if near else ""
                 return f"{script}: unknown option {key!r}; {hint or 'see --help.'}"
     return f"{script}: {message}"
-
-
-def to_yaml(options: CommonOptions) -> str:
-    """The options as a file that ``--config`` reads."""
-    return yaml.safe_dump(dataclasses.asdict(options), sort_keys=False)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torchvision.io import encode_png
 from tqdm import tqdm
 
@@ -113,9 +114,16 @@ class Report:
     def pictures(self, step: int, pictures: dict[str, torch.Tensor]) -> None:
         """Pictures for TensorBoard, and the newest of each as a PNG in the run's folder."""
         for name, picture in pictures.items():
-            self.writer.add_image(f"val/{name}", picture, step)
+            png = encode_png(picture).numpy().tobytes()
+            _, height, width = picture.shape
+            image = Summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=png
+            )
+            # add_image would encode it a second time.
+            value = Summary.Value(tag=f"val/{name}", image=image)
+            self.writer.file_writer.add_summary(Summary(value=[value]), step)
             path = self.folder.path / f"{name}.png"
-            write_atomically(path, encode_png(picture).numpy().tobytes())
+            write_atomically(path, png)
             self.picture_paths.add(path)
 
     def say(self, sentence: str) -> None:
@@ -179,7 +187,8 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @contextlib.contextmanager

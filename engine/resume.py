@@ -11,13 +11,14 @@ from torch import nn
 
 from engine.checkpoint import (
     Checkpoint,
+    complete_checkpoints,
     load_checkpoint,
     newest_good_checkpoint,
     save_checkpoint,
 )
 from engine.collectives import from_main_process
 from engine.options import CommonOptions
-from engine.run_folder import RunFolder, default_path, differing_options
+from engine.run_folder import RunFolder, continues, default_path, differing_options
 from errors import UserError
 
 
@@ -96,7 +97,9 @@ def claim_folder(
     folder = None
     if accelerator.is_main_process:
         path = Path(options.output_dir or default_path(task_name, options))
-        folder = RunFolder(path, resume=options.resume != "never")
+        if options.eval_only and options.resume == "auto" and not (path / "checkpoints").is_dir():
+            raise UserError(f"There is no run in {path} to evaluate; check --output_dir.")
+        folder = RunFolder(path, resume=continues(options))
     return folder, from_main_process(folder.path if folder else None)
 
 
@@ -105,13 +108,27 @@ def find_checkpoint(accelerator: Accelerator, options: CommonOptions, path: Path
     if options.resume == "never":
         return None
     if options.resume != "auto":
-        return Path(options.resume)
+        return _given_checkpoint(Path(options.resume))
     newest = None
     if accelerator.is_main_process:
         newest, skipped = newest_good_checkpoint(path / "checkpoints")
         for sentence in skipped:
             print(sentence, flush=True)
+        if newest is None and options.eval_only:
+            raise UserError(f"There is no checkpoint in {path} to evaluate; check --output_dir.")
     return from_main_process(newest)
+
+
+def _given_checkpoint(path: Path) -> Path:
+    if not path.is_dir():
+        raise UserError(f"There is no checkpoint folder {path}; check --resume.")
+    inside = complete_checkpoints(path / "checkpoints") or complete_checkpoints(path)
+    if inside:
+        raise UserError(
+            f"{path} is no checkpoint but holds some; give one, --resume {inside[-1]}, or continue "
+            "the run with --resume auto and its --output_dir."
+        )
+    return path
 
 
 def read_checkpoint(path: Path, options: CommonOptions, identity: dict[str, Any]) -> Checkpoint:

@@ -8,7 +8,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from engine.options import CommonOptions, to_yaml
+import yaml
+
+from engine.options import CommonOptions
 from errors import UserError
 
 
@@ -44,21 +46,18 @@ class RunFolder:
             ) from None
         except OSError as error:  # some network file systems have no locks
             print(f"{path} can't be locked ({error.strerror}): start no second run there.")
-        if not resume and self._holds_run():
-            raise UserError(
-                f"{path} holds another run; add --resume auto to continue it, or give another "
-                "--output_dir."
-            )
-
-    def _holds_run(self) -> bool:
-        metrics = self.path / "metrics.jsonl"
-        return any((self.path / "checkpoints").glob("step_*")) or (
-            metrics.exists() and metrics.stat().st_size > 0
-        )
+        if not resume:
+            refuse_other_run(path)
 
     def write_options(self, options: CommonOptions) -> None:
-        """Write config.yaml; ``--config`` with it repeats the run."""
-        write_atomically(self.path / "config.yaml", to_yaml(options).encode())
+        """Write config.yaml, which ``--config`` reads.
+
+        With ``--resume auto`` it continues the run, with another ``--output_dir`` it repeats it.
+        """
+        values = asdict(options) | {"output_dir": str(self.path)}
+        values.pop("resume", None)
+        text = yaml.safe_dump(values, sort_keys=False)
+        write_atomically(self.path / "config.yaml", text.encode())
 
     def start_metrics(self, step: int) -> None:
         """Open metrics.jsonl; lines beyond ``step`` belong to a part of the run that was lost."""
@@ -86,6 +85,29 @@ class RunFolder:
         """Write summary.json, or another summary by its name."""
         text = json.dumps(summary, indent=2, default=str) + "\n"
         write_atomically(self.path / name, text.encode())
+
+
+def refuse_other_run(path: Path) -> None:
+    """Refuse a folder in which a run has written something.
+
+    Raises:
+        UserError: it holds checkpoints or metrics.
+    """
+    metrics = path / "metrics.jsonl"
+    if any((path / "checkpoints").glob("step_*")) or (
+        metrics.exists() and metrics.stat().st_size > 0
+    ):
+        raise UserError(
+            f"{path} holds another run; add --resume auto to continue it, or give another "
+            "--output_dir."
+        )
+
+
+def continues(options: CommonOptions) -> bool:
+    """Whether the run may go on in a folder that holds one: its own, by what ``--resume`` says."""
+    if options.resume in ("never", "auto") or options.output_dir is None:
+        return options.resume == "auto"
+    return Path(options.resume).resolve().is_relative_to(Path(options.output_dir).resolve())
 
 
 def default_path(task: str, options: CommonOptions) -> Path:

@@ -112,6 +112,9 @@ def leave_signals_to_the_loop(_worker_id: int) -> None:
 
 
 def _end_with_the_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+    if hasattr(signal, "sigwaitinfo"):
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+    else:  # macOS doesn't tell who sent it
+        signal.sigwait({signal.SIGTERM})
     os._exit(0)

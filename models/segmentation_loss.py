@@ -37,14 +37,16 @@ def dice_sum(logits: Tensor, target: Tensor) -> Tensor:
         logits: (B, K, H, W).
         target: class ids (B, H, W), int64, 255 where ignored.
     """
-    valid = (target != IGNORE).unsqueeze(1)
-    probability = logits.softmax(1) * valid
-    truth = F.one_hot(target.masked_fill(~valid.squeeze(1), 0), logits.shape[1])
-    truth = truth.movedim(-1, 1) * valid
-    overlap = (probability * truth).sum((2, 3))
-    total = (probability + truth).sum((2, 3))
-    present = truth.sum((2, 3)) > 0
-    loss = (1 - 2 * overlap / total.clamp(min=1e-6)) * present
+    valid = target != IGNORE
+    probability = (logits.softmax(1) * valid.unsqueeze(1)).flatten(2)
+    # Gathered and scattered: a one-hot truth would take K times the memory of the target.
+    truth = target.masked_fill(~valid, 0).flatten(1)
+    of_truth = probability.gather(1, truth.unsqueeze(1)).squeeze(1)
+    none = of_truth.new_zeros(logits.shape[:2])
+    overlap = none.scatter_add(1, truth, of_truth)
+    pixels = none.scatter_add(1, truth, valid.flatten(1).to(none.dtype))
+    present = pixels > 0
+    loss = (1 - 2 * overlap / (probability.sum(2) + pixels).clamp(min=1e-6)) * present
     return (loss.sum(1) / present.sum(1).clamp(min=1)).sum()
 
 

@@ -1,13 +1,11 @@
 """Weights from files and from the publishers, into models that need not fit them entirely."""
 
 import logging
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -39,7 +37,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # of any type: an unpickler that is fed something else
         raise UserError(
             f"--weights {path} can't be read as weights: it is damaged, or a .pth file that "
             "holds more than tensors; save the model's state_dict() alone, best as .safetensors."
@@ -50,7 +48,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, Mapping):
         raise UserError(f"--weights {path} holds a {type(state).__name__}, not a state_dict().")
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     for prefix in ("module.", "_orig_mod."):
         if tensors and all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
@@ -97,6 +95,19 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     report = load_matching(model, read_weights(path), f"--weights {path}")
     if report:
         logger.warning(report)
+
+
+def refuse_incomplete(model: nn.Module, path: str | Path) -> None:
+    """Raises UserError if the file leaves a part of `model` as it was initialised."""
+    own = model.state_dict()
+    given = _matching(model, read_weights(path))
+    left = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
+    if left:
+        raise UserError(
+            f"--weights {path} doesn't hold all of this model ({len(left)} tensors are left at "
+            f"random, the first is {left[0]}), so there is nothing to evaluate; check --model, "
+            "--backbone and the data set's classes."
+        )
 
 
 @contextmanager

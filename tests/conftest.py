@@ -115,7 +115,10 @@ def train_here(script: str, path: Path, **options: object) -> Run:
 
     AcceleratorState._reset_state(reset_partial_state=True)
     module = importlib.import_module(script)
-    parsed = module.Options(**TINY[script] | {"output_dir": str(path)} | options)
+    tiny = dict(TINY[script])
+    if script == "train_segmentation" and options.get("dataset", "synthetic") != "synthetic":
+        del tiny["image_size"]  # of the pictures that are drawn
+    parsed = module.Options(**tiny | {"output_dir": str(path)} | options)
     parsed.check()
     return Run(path, module.main(parsed))
 

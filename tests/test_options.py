@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from engine.options import parse, to_yaml
+from engine.options import parse
 from engine.plan import make_plan, per_process_batch
+from engine.run_folder import RunFolder
 from errors import UserError
 from tests.conftest import ROOT, write_recipe
 from train_segmentation import Options
@@ -27,8 +29,18 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
 
 def test_a_written_file_repeats_the_run(tmp_path: Path) -> None:
     options = read("--lr", "0.125", "--crop_size", "[64, 96]", "--class_weights", "[1, 2.5]")
-    (tmp_path / "config.yaml").write_text(to_yaml(options))
-    assert read("--config", str(tmp_path / "config.yaml")) == options
+    folder = RunFolder(tmp_path, resume=False)
+    options.resume = "auto"
+    folder.write_options(options)
+    again = read("--config", str(tmp_path / "config.yaml"))
+    assert again == replace(options, output_dir=str(tmp_path), resume="never")
+    assert read("--config", str(tmp_path / "config.yaml"), "--lr", "1").crop_size == [64, 96]
+
+
+def test_a_list_needs_no_brackets() -> None:
+    options = read("--crop_size", "64", "96", "--lr", "1", "--class_weights", "1", "2.5")
+    assert (options.crop_size, options.class_weights) == ([64, 96], [1, 2.5])
+    assert read("--crop_size", "[64,96]", "--scale_range=[1,2]").scale_range == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +57,14 @@ def test_a_written_file_repeats_the_run(tmp_path: Path) -> None:
         (["--class_weights", "balanced"], "median_frequency"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["stray"], "stray"),
+        (["--epochs", "0"], "--max_steps"),
+        (["--class_weights", "[0, 0]"], "--class_weights"),
+        (["--class_weights", "1", "-1"], "--class_weights"),
+        (["--image_size", "64", "64", "--dataset", "camvid"], "--image_size"),
+        (["--mask_column", "mask", "--dataset", "folder"], "--mask_column"),
+        (["--data_dir", "somewhere"], "--data_dir"),
+        (["--config", sys.executable], sys.executable),
+        (["--eval_only", "--weights", "backbone"], "whole model"),
     ],
 )
 def test_a_mistake_is_one_sentence(args: list[str], part: str) -> None:

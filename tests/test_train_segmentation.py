@@ -100,9 +100,8 @@ def test_config_yaml_repeats_the_run(train, baseline: Run, tmp_path: Path) -> No
         {"schedule": "poly"},
         {"schedule": "one_cycle"},
         {"warmup_steps": 3},
-        {"weight_decay": 0.9, "lr": 0.5},
-        {"weight_decay": 0.9, "lr": 0.5, "decay_norm_and_bias": True},
-        {"clip_grad": 1e-3, "optimizer": "sgd"},
+        {"weight_decay": 0.9},
+        {"decay_norm_and_bias": True},
         {"ema": 0.0},
         {"norm": "group_norm"},
         {"norm": "frozen_bn"},
@@ -134,6 +133,25 @@ def test_an_option_changes_the_training(train, baseline: Run, options: dict) -> 
         a.shape != b.shape or not torch.equal(a, b)
         for a, b in zip(mine.values(), other.values(), strict=True)
     )
+
+
+def test_clipping_bounds_the_step(train, monkeypatch) -> None:
+    norms = []
+    step = torch.optim.SGD.step
+
+    def spy(self: torch.optim.SGD, *args: object) -> None:
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
+    free = train("free", optimizer="sgd", lr=1e-3)
+    assert norms == pytest.approx([line["grad_norm"] for line in free.steps], rel=1e-5)
+    assert min(norms) > 0.01
+    norms.clear()
+    clipped = train("clipped", optimizer="sgd", lr=1e-3, clip_grad=0.01)
+    assert norms == pytest.approx([0.01, 0.01], rel=1e-3)
+    assert clipped.steps[0]["grad_norm"] == free.steps[0]["grad_norm"]
 
 
 @pytest.mark.parametrize(
@@ -191,9 +209,21 @@ def test_profile_writes_a_trace(train) -> None:
     assert list((run.path / "profile").glob("*.json*"))
 
 
-def test_eval_size_scores_at_the_label_s_resolution(train, baseline: Run) -> None:
-    run = train(eval_size=[64, 64], max_steps=1)
-    assert run.evals[-1] != train("plain", max_steps=1).evals[-1]
+def test_eval_size_scores_at_the_label_s_resolution(train, monkeypatch) -> None:
+    seen = []
+    evaluate = train_segmentation.Segmentation.evaluate
+
+    def spy(self, model, batches):
+        kept = [[dict(group) for group in groups] for groups in batches]
+        seen.extend(group for groups in kept for group in groups)
+        tally = evaluate(self, model, iter(kept))
+        assert tally.sums[:-4].sum() == sum((group["mask"] != 255).sum() for group in seen)
+        return tally
+
+    monkeypatch.setattr(train_segmentation.Segmentation, "evaluate", spy)
+    train(eval_size=[64, 48], max_steps=1)
+    assert {tuple(group["image"].shape[-2:]) for group in seen} == {(64, 48)}
+    assert {tuple(group["mask"].shape[-2:]) for group in seen} == {(32, 32)}
 
 
 def test_eval_only_scores_given_weights(train, baseline: Run) -> None:
@@ -236,6 +266,16 @@ def test_resume_from_a_given_checkpoint(train) -> None:
     whole = train("whole", max_steps=4, checkpoint_every=1, keep_checkpoints=9)
     part = train("part", max_steps=4, resume=str(whole.path / "checkpoints" / "step_00000002"))
     assert part.losses == whole.losses[2:]
+
+
+def test_a_checkpoint_of_another_run_is_not_continued_in_a_run_s_folder(train) -> None:
+    one = train("one", max_steps=2, checkpoint_every=1)
+    two = train("two", max_steps=3, checkpoint_every=1)
+    before = {path: path.read_bytes() for path in two.path.rglob("*") if path.is_file()}
+    checkpoint = str(one.path / "checkpoints" / "step_00000001")
+    with pytest.raises(UserError, match="holds another run"):
+        train("two", max_steps=3, resume=checkpoint)
+    assert before == {path: path.read_bytes() for path in two.path.rglob("*") if path.is_file()}
 
 
 def test_tensorboard_shows_one_curve_after_going_back(train) -> None:
@@ -297,6 +337,7 @@ def fails(train, part: str, **options: object) -> str:
         ("2 weights for 7 classes", {"class_weights": [1, 2]}),
         ("--output_dir", {"resume": "auto", "output_dir": None}),
         ("missing", {"resume": "missing"}),
+        ("no run in", {"eval_only": True, "resume": "auto"}),
         ("batch", {"global_batch_size": 5, "grad_accum": 2}),
     ],
     ids=str,
@@ -388,6 +429,47 @@ def test_folders_train(train, pairs) -> None:
     run = train(dataset="folder", data_dir=str(pairs))
     assert "iou/road" in run.evals[-1]
     assert json.loads((run.path / "summary.json").read_text())["dataset"] == "folder"
+
+
+def test_evaluating_weights_that_leave_something_at_random_is_refused(train, baseline: Run) -> None:
+    best = str(baseline.path / "best.safetensors")
+    fails(train, "nothing to evaluate", eval_only=True, weights=best, aux_loss=0.4)
+    fails(train, "nothing to evaluate", eval_only=True, weights=best, model="deeplabv3plus")
+
+
+def test_resuming_from_a_run_s_folder_names_its_checkpoint(train, baseline: Run) -> None:
+    fails(train, "step_00000002", resume=str(baseline.path))
+
+
+@pytest.mark.parametrize(
+    "content", [b"abc", b"these are not weights", {1: torch.zeros(2)}], ids=str
+)
+def test_a_file_that_holds_no_weights_is_refused(train, tmp_path: Path, content) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    fails(train, "weights.pth", weights=str(path))
+
+
+def test_a_gradient_that_is_not_finite_is_not_saved(train, monkeypatch) -> None:
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def overflow(parameters, *args, **kwargs):
+        parameters = list(parameters)
+        parameters[0].grad[:] = torch.inf
+        return clip(parameters, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", overflow)
+    fails(train, "The gradient is not finite at step 2", log_every=9)
+
+
+def test_masks_of_0_and_255(train, pairs) -> None:
+    for path in pairs.rglob("masks/*.png"):
+        Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8) * 255).save(path)
+    (pairs / "classes.txt").unlink()
+    options = {"dataset": "folder", "data_dir": str(pairs)}
+    fails(train, "background 0 0 0", **options)
+    (pairs / "classes.txt").write_text("background 0 0 0\nobject 255 255 255\n")
+    assert train(**options).evals[-1].keys() >= {"iou/background", "iou/object"}
 
 
 def test_an_empty_folder_is_refused(train, tmp_path: Path) -> None:

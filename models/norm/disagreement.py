@@ -64,7 +64,7 @@ class Disagreement:
             f"(most in {self.worst_layer or 'the model'})"
         )
         if self.share >= HIGH:
-            return f"{found}: their own statistics are too noisy, use --norm sync_bn."
+            return f"{found}: BatchNorm's own statistics would be too noisy, take --norm sync_bn."
         if self.share >= LOW:
             return f"{found}: --norm sync_bn may gain a little over bn."
         return f"{found}: they agree, --norm bn is enough."

@@ -20,6 +20,10 @@ from torch.distributed import distributed_c10d
 GLOO_GATHER_RANKS = 8
 
 
+# torch 2.14 prefers a new name for the same function, which 2.11 lacks.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
 class Group(NamedTuple):
     """A process group of more than one rank: its registered name and its size."""
 
@@ -45,7 +49,7 @@ def gather(row: Tensor, group: Group) -> Tensor:
         flat = ops.wait_tensor(ops.all_gather_into_tensor(row, group.size, group.name))
         return flat.view(group.size, -1)
     flat = row.new_empty(group.size * row.numel())
-    dist.all_gather_into_tensor(flat, row, _process_group(group.name))
+    _all_gather(flat, row, _process_group(group.name))
     return flat.view(group.size, -1)
 
 
