@@ -78,17 +78,17 @@ import torch
 from torch import Tensor, nn
 
 from data.check import check_splits
-from data.classification import (
+from data.classification.check import survey
+from data.classification.dataset import (
     ClassificationData,
     ClassificationDataset,
     collate_eval,
     collate_train,
     load_classification,
 )
-from data.classification_check import survey
-from data.classification_mixing import Mixing
-from data.classification_pictures import misclassified_picture
-from data.classification_transforms import eval_transform, train_transform
+from data.classification.mixing import Mixing
+from data.classification.pictures import misclassified_picture
+from data.classification.transforms import eval_transform, train_transform
 from data.confusion_picture import confusion_picture
 from engine.loop import Trainer
 from engine.normalization import prepare_model

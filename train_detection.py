@@ -93,10 +93,11 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor, nn
 
-from data import instance_masks
 from data.check import check_splits
-from data.coco_ap import PictureRecord, Precision, average_precision
-from data.detection import (
+from data.detection import instance_masks
+from data.detection.check import survey_detection
+from data.detection.coco_ap import PictureRecord, Precision, average_precision
+from data.detection.dataset import (
     DetectionData,
     DetectionDataset,
     collate_eval,
@@ -104,11 +105,10 @@ from data.detection import (
     load_detection,
     to_original,
 )
-from data.detection_check import survey_detection
-from data.detection_pictures import detection_panel
-from data.detection_transforms import eval_transform, train_transform
+from data.detection.pictures import detection_panel
+from data.detection.pr_curves import pr_curves_picture
+from data.detection.transforms import eval_transform, train_transform
 from data.pictures import contact_sheet
-from data.pr_curves import pr_curves_picture
 from engine.loop import Trainer
 from engine.normalization import prepare_model
 from engine.plan import make_plan, per_process_batch

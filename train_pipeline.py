@@ -110,8 +110,12 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.classification import ClassificationData, ClassificationDataset, load_classification
-from data.classification_transforms import eval_transform, train_transform
+from data.classification.dataset import (
+    ClassificationData,
+    ClassificationDataset,
+    load_classification,
+)
+from data.classification.transforms import eval_transform, train_transform
 from data.pipeline import PipelineBatches, Share
 from engine.checkpoint import weights_bytes
 from engine.collectives import sum_over_processes

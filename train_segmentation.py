@@ -95,21 +95,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from data import segmentation_transforms as transforms
 from data.check import check_splits
 from data.pictures import contact_sheet, segmentation_panel
-from data.segmentation import (
+from data.segmentation import transforms as transforms
+from data.segmentation.check import survey
+from data.segmentation.dataset import (
     SegmentationData,
     SegmentationDataset,
     collate_eval,
     collate_train,
     load_segmentation,
 )
-from data.segmentation_check import survey
 from engine.loop import Trainer
 from engine.normalization import prepare_model
 from engine.plan import per_process_batch
 from engine.task import Losses, Tally
+from models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from models.segmentation import build_segmentation_model
 from models.segmentation_loss import (
     IGNORE,
@@ -148,7 +149,7 @@ class Segmentation:
         self.val_data = SegmentationDataset(data.val, data, resize, options.seed)
         self.description = {"classes": data.classes}
         self.dtype = torch.float64 if options.double else torch.float32
-        rgb = torch.tensor([transforms.IMAGENET_MEAN, transforms.IMAGENET_STD], dtype=self.dtype)
+        rgb = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], dtype=self.dtype)
         self.mean, self.std = (255 * rgb).to(device)[:, None, :, None, None]
         self.class_weights = self._class_weights()
 

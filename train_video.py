@@ -77,7 +77,8 @@ from torch import Tensor, nn
 
 from data.check import check_splits
 from data.confusion_picture import confusion_picture
-from data.video import (
+from data.video.check import survey_videos
+from data.video.dataset import (
     ClipOptions,
     VideoData,
     VideoDataset,
@@ -85,9 +86,8 @@ from data.video import (
     collate_train,
     load_video,
 )
-from data.video_check import survey_videos
-from data.video_pictures import film_sheet, film_strip
-from data.video_transforms import EvalTransform, TrainTransform
+from data.video.pictures import film_sheet, film_strip
+from data.video.transforms import EvalTransform, TrainTransform
 from engine.loop import Trainer
 from engine.normalization import prepare_model
 from engine.plan import per_process_batch

@@ -25,9 +25,9 @@ from torchvision.transforms.v2 import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data.video_clips import ClipOptions, clip_numbers
-from data.video_decode import open_video
-from data.video_sources import VIDEOS
+from data.video.clips import ClipOptions, clip_numbers
+from data.video.decode import open_video
+from data.video.sources import VIDEOS
 
 SHORT_SIDE = 128
 

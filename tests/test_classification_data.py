@@ -22,16 +22,16 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from data import synthetic
-from data.classification import (
+from data.classification.check import survey
+from data.classification.dataset import (
     ClassificationDataset,
     collate_eval,
     collate_train,
     load_classification,
 )
-from data.classification_check import survey
-from data.classification_mixing import Mixing, cutmix, mixup
-from data.classification_pictures import misclassified_picture
-from data.classification_transforms import FILL, eval_transform, train_transform
+from data.classification.mixing import Mixing, cutmix, mixup
+from data.classification.pictures import misclassified_picture
+from data.classification.transforms import FILL, eval_transform, train_transform
 from data.decode import read_image
 from data.png import stored_png
 from data.stream import RankBatches, SampleStream

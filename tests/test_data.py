@@ -13,18 +13,18 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from data import decode, synthetic
+from data.colors import IMAGENET_MEAN
 from data.decode import SampleError, read_image, read_mask
 from data.masks import IGNORE, MaskRule, default_colors
 from data.pictures import colorize, contact_sheet, legend, segmentation_panel
-from data.segmentation import (
+from data.segmentation.check import survey
+from data.segmentation.dataset import (
     SegmentationDataset,
     collate_eval,
     collate_train,
     load_segmentation,
 )
-from data.segmentation_check import survey
-from data.segmentation_transforms import (
-    IMAGENET_MEAN,
+from data.segmentation.transforms import (
     ColorJitter,
     RandomScaledCrop,
     eval_transform,

@@ -11,22 +11,23 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
-from data import instance_masks, synthetic
+from data import synthetic
 from data.decode import SampleError
-from data.detection import (
+from data.detection import instance_masks
+from data.detection.check import survey_detection
+from data.detection.dataset import (
     DetectionDataset,
     collate_eval,
     collate_train,
     load_detection,
     to_original,
 )
-from data.detection_check import survey_detection
-from data.detection_geometry import Window, boxes_like, cut, letterbox
-from data.detection_mixing import copy_paste, jittered, mixup, mosaic
-from data.detection_pictures import contact_sheet, detection_panel, draw_objects
-from data.detection_transforms import eval_transform, train_transform
+from data.detection.geometry import Window, boxes_like, cut, letterbox
+from data.detection.mixing import copy_paste, jittered, mixup, mosaic
+from data.detection.pictures import contact_sheet, detection_panel, draw_objects
+from data.detection.pr_curves import pr_curves_picture
+from data.detection.transforms import eval_transform, train_transform
 from data.png import stored_png
-from data.pr_curves import pr_curves_picture
 from errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")

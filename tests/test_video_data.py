@@ -16,21 +16,21 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
-from data import synthetic_video
 from data.confusion_picture import confusion_picture
 from data.decode import SampleError
-from data.video import (
+from data.video import synthetic as synthetic_video
+from data.video.check import survey_videos
+from data.video.clips import clip_numbers, is_short, segment
+from data.video.dataset import (
     ClipOptions,
     VideoDataset,
     collate_eval,
     collate_train,
     load_video,
 )
-from data.video_check import survey_videos
-from data.video_clips import clip_numbers, is_short, segment
-from data.video_decode import open_video, torchcodec_decoder
-from data.video_pictures import film_sheet, film_strip
-from data.video_transforms import EvalTransform, TrainTransform
+from data.video.decode import open_video, torchcodec_decoder
+from data.video.pictures import film_sheet, film_strip
+from data.video.transforms import EvalTransform, TrainTransform
 from errors import UserError
 
 X264 = "libx264" in av.codecs_available

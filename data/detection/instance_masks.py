@@ -1,0 +1,98 @@
+"""Outlines of objects: COCO's polygons and run lengths, as text in a table and as masks.
+
+In a row an outline is JSON: a list of polygons ``[[x, y, x, y, ...], ...]`` in pixels, or run
+lengths ``{"size": [height, width], "counts": ...}`` down the columns, compressed (a string) or not
+(a list). An object without an outline has the empty string.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from faster_coco_eval import mask as coco_mask
+from torch.nn.functional import interpolate
+
+Outline = list | dict | None
+
+
+def to_text(outline: Outline, size: tuple[int, int]) -> str:
+    """The outline as JSON, or "" where there is none that can be drawn.
+
+    Args:
+        outline: polygons or run lengths, as they stand in a COCO file.
+        size: (height, width) of the picture, which run lengths must cover exactly.
+    """
+    if isinstance(outline, dict):
+        if _fits(outline, size):
+            counts = outline["counts"]
+            counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
+            return json.dumps({"size": list(size), "counts": counts})
+        return ""
+    # Fewer than three points are no polygon; the decoder would take two for a box.
+    polygons = [part for part in outline or () if len(part) >= 6 and len(part) % 2 == 0]
+    return json.dumps(polygons) if polygons else ""
+
+
+def _fits(outline: dict[str, Any], size: tuple[int, int]) -> bool:
+    counts = outline.get("counts")
+    if list(outline.get("size", ())) != list(size) or not counts:
+        return False
+    return isinstance(counts, str | bytes) or sum(counts) == size[0] * size[1]
+
+
+def to_rle(text: str, size: tuple[int, int]) -> dict[str, Any]:
+    """Compressed run lengths of an outline that ``to_text`` wrote, for COCO's evaluation."""
+    outline = json.loads(text)
+    if isinstance(outline, dict):
+        if isinstance(outline["counts"], str):
+            return outline
+        return coco_mask.frPyObjects(outline, *size)
+    return coco_mask.merge(coco_mask.frPyObjects(outline, *size))
+
+
+def encode(mask: np.ndarray) -> dict[str, Any]:
+    """Compressed run lengths of a mask (H, W) of zeros and ones."""
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    counts = rle["counts"]
+    counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    return {"size": [int(length) for length in rle["size"]], "counts": counts}
+
+
+def decode(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> torch.Tensor:
+    """Masks of run lengths: uint8 (N, H, W) of zeros and ones."""
+    if not rles:
+        return torch.zeros(0, *size, dtype=torch.uint8)
+    return torch.from_numpy(coco_mask.decode(list(rles)).transpose(2, 0, 1).copy())
+
+
+def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
+    """Boxes around the pixels of masks (N, H, W): float32 (N, 4) as x0 y0 x1 y1; empty ones 0."""
+    boxes = torch.zeros(len(masks), 4)
+    for box, mask in zip(boxes, masks != 0, strict=True):
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        if len(rows):
+            ends = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+            box.copy_(torch.cat(ends))
+    return boxes
+
+
+def to_original(masks: torch.Tensor, meta: dict[str, Any]) -> torch.Tensor:
+    """Masks in a letterboxed picture, as masks in the original one.
+
+    Args:
+        masks: uint8 (N, H, W) at the network's input.
+        meta: as for ``data.detection.geometry.to_original``.
+
+    Returns:
+        uint8 (N, height, width) of zeros and ones.
+    """
+    height, width = meta["size"].tolist()
+    (scale_x, scale_y), (left, top) = meta["scale"].tolist(), meta["offset"].round().int().tolist()
+    rows, columns = round(height * scale_y), round(width * scale_x)
+    window = masks[:, top : top + rows, left : left + columns].float()
+    if not len(window):
+        return torch.zeros(0, height, width, dtype=torch.uint8)
+    resized = interpolate(window[None], (height, width), mode="bilinear", align_corners=False)
+    return (resized[0] > 0.5).to(torch.uint8)

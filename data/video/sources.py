@@ -1,0 +1,252 @@
+"""Where video data comes from: each function finds the videos and classes of one layout.
+
+The layouts are described in docs/data.md. Nothing is decoded here.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import datasets
+
+from data.decode import Cell
+from data.sources import PICTURES, TRAIN, VAL, data_root, open_hub
+from data.video import synthetic as synthetic_video
+from data.video.base import Video
+from data.video.decode import open_video
+from data.video.tables import read_kinetics
+from errors import UserError
+
+VIDEOS = {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
+COLUMN = datasets.Video(decode=False)
+SYNTHETIC_COUNTS = (800, 120)
+
+
+@dataclass(frozen=True)
+class VideoData:
+    """A video data set.
+
+    Args:
+        train: rows with the columns video (path or bytes), label, start and end (seconds or None).
+        val: the same for evaluation.
+        classes: names of the labels 0..n-1.
+        notes: sentences about choices made here that a user should see.
+        open: opens a cell of the column video, given a name for messages and a decoder.
+    """
+
+    train: datasets.Dataset
+    val: datasets.Dataset
+    classes: list[str]
+    notes: tuple[str, ...] = ()
+    open: Callable[[Cell, str, str], Video] = open_video
+
+    def with_rows(self, train: datasets.Dataset, val: datasets.Dataset) -> "VideoData":
+        """The same data set with other rows."""
+        return replace(self, train=train, val=val)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A labelled video, or a part of one: ``start`` to ``end`` in seconds."""
+
+    path: str
+    label: str
+    start: float | None = None
+    end: float | None = None
+
+
+def load_synthetic(
+    seed: int, video_size: tuple[int, int], video_frames: int, **_: object
+) -> VideoData:
+    """Shapes whose motion is the class, drawn when they are read."""
+    opener = synthetic_video.SyntheticOpener(seed, SYNTHETIC_COUNTS, video_frames, video_size)
+    classes = list(synthetic_video.CLASSES)
+    splits = []
+    for split, count in enumerate(SYNTHETIC_COUNTS):
+        labels = synthetic_video.labels(count, seed, split)
+        clips = [Clip(opener.name(split, i), classes[label]) for i, label in enumerate(labels)]
+        splits.append(_rows(clips, classes))
+    return VideoData(*splits, classes, open=opener)
+
+
+def load_folder(data_dir: str | None, **_: object) -> VideoData:
+    """<split>/<class>/<video file>, or <split>/<class>/<folder of frames>."""
+    expected = "train/<class>/<videos> and val/<class>/<videos>"
+    root = data_root("folder", data_dir, expected)
+    splits = []
+    for names in (TRAIN, VAL):
+        folder = next((root / name for name in names if (root / name).is_dir()), None)
+        if folder is None:
+            raise UserError(f"{root} has no folder {names[0]}: it must hold {expected}.")
+        clips = [
+            Clip(str(path), kind.name)
+            for kind in sorted(folder.iterdir())
+            if kind.is_dir() and not kind.name.startswith(".")
+            for path in _videos_below(kind)
+        ]
+        if not clips:
+            raise UserError(f"{folder} holds no videos: put them into {folder.name}/<class>/.")
+        splits.append(clips)
+    return _data(*splits, str(root))
+
+
+def load_ucf101(data_dir: str | None, split: int, **_: object) -> VideoData:
+    """UCF101 and its official lists of three splits."""
+    expected = "classInd.txt, trainlist01.txt, testlist01.txt and a folder of the videos"
+    root = data_root("ucf101", data_dir, expected)
+    lists = [root, *(folder for folder in sorted(root.iterdir()) if folder.is_dir())]
+    names = ("classInd.txt", f"trainlist{split:02d}.txt", f"testlist{split:02d}.txt")
+    folder = next((f for f in lists if all((f / name).is_file() for name in names)), None)
+    if folder is None:
+        raise UserError(
+            f"{root} has no {', '.join(names)}, nor has a folder in it: it must hold {expected}, "
+            "and --split be 1, 2 or 3."
+        )
+    classes = [line.split()[1] for line in _lines(folder / names[0])]
+    splits = []
+    for name in names[1:]:
+        videos = [line.split()[0] for line in _lines(folder / name)]
+        base = next((f for f in lists if videos and (f / videos[0]).is_file()), None)
+        missing = next((v for v in videos if base and not (base / v).is_file()), None)
+        if base is None or missing:
+            raise UserError(
+                f"{missing or next(iter(videos), 'A video')} is not below {base or root} although "
+                f"{folder / name} names it: unpack the videos there."
+            )
+        splits.append([Clip(str(base / video), Path(video).parts[0]) for video in videos])
+    return _data(*splits, str(folder), classes)
+
+
+def load_kinetics(data_dir: str | None, **_: object) -> VideoData:
+    """Tables of videos, train.csv and val.csv, in the layout of Kinetics or a simpler one."""
+    expected = "train.csv, val.csv and the videos"
+    root = data_root("kinetics", data_dir, expected)
+    files: dict[str, Path] = {}
+    for path in _videos_below(root):
+        files.setdefault(path.stem, path)
+    splits, notes = [], []
+    for names in (TRAIN, VAL):
+        places = (root / folder / f"{n}.csv" for n in names for folder in ("", "annotations", n))
+        table = next((place for place in places if place.is_file()), None)
+        if table is None:
+            raise UserError(f"{root} has no {names[0]}.csv: it must hold {expected}.")
+        rows, missing = read_kinetics(table, root, files)
+        splits.append([Clip(*row) for row in rows])
+        if missing:
+            notes.append(f"{missing} videos of {table} are not below {root} and are left out.")
+    return _data(*splits, str(root), notes=tuple(notes))
+
+
+def load_hub(name: str, video_column: str, label_column: str) -> VideoData:
+    """A data set of the Hugging Face hub, ``id`` or ``id:configuration``, or a local path."""
+    *splits, notes = open_hub(name)
+    for rows in splits:
+        for option, column in (("--video_column", video_column), ("--label_column", label_column)):
+            if column not in rows.column_names:
+                raise UserError(
+                    f"{name} has no column {column}: name one of {', '.join(rows.column_names)} "
+                    f"with {option}."
+                )
+    feature = splits[0].features[label_column]
+    if isinstance(feature, datasets.ClassLabel):
+        classes = feature.names
+    elif isinstance(feature, datasets.Value):
+        classes = [str(label) for label in sorted(set(splits[0][label_column]))]
+    else:
+        raise UserError(
+            f"The column {label_column} of {name} doesn't hold classes: choose another with "
+            "--label_column."
+        )
+    train, val = (_hub_rows(rows, name, video_column, label_column, classes) for rows in splits)
+    return VideoData(train, val, classes, notes)
+
+
+SOURCES: dict[str, Callable[..., VideoData]] = {
+    "synthetic": load_synthetic,
+    "folder": load_folder,
+    "ucf101": load_ucf101,
+    "kinetics": load_kinetics,
+}
+
+
+def _hub_rows(
+    rows: datasets.Dataset, name: str, video_column: str, label_column: str, classes: list[str]
+) -> datasets.Dataset:
+    labels = rows[label_column]
+    if isinstance(rows.features[label_column], datasets.ClassLabel):
+        labels = [rows.features[label_column].names[i] if i >= 0 else "no class" for i in labels]
+    labels = [str(label) for label in labels]
+    unknown = next((label for label in labels if label not in classes), None)
+    if unknown is not None:
+        raise UserError(
+            f"The column {label_column} of {name} holds {unknown}, which is no class of its "
+            "training split: choose another with --label_column, or remove those videos."
+        )
+    if rows.features[video_column] == datasets.Value("string"):
+        folder = Path(name).expanduser()  # of a local data set, with paths relative to it
+        paths = [str(folder / path) if folder.is_dir() else path for path in rows[video_column]]
+        return _rows([Clip(*clip) for clip in zip(paths, labels, strict=True)], classes)
+    try:
+        rows = rows.select_columns([video_column]).rename_column(video_column, "video")
+        rows = rows.cast(datasets.Features({"video": COLUMN}))
+    except Exception as error:
+        raise UserError(
+            f"The column {video_column} of {name} doesn't hold videos: choose another with "
+            "--video_column."
+        ) from error
+    schema, nothing = _schema(classes), [None] * len(rows)
+    ids = [classes.index(label) for label in labels]
+    for column, values in (("label", ids), ("start", nothing), ("end", nothing)):
+        rows = rows.add_column(column, values, feature=schema[column])
+    return rows
+
+
+def _videos_below(folder: Path) -> list[Path]:
+    """Video files and folders of pictures below a folder, sorted."""
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files = [Path(place, name) for name in files if not name.startswith(".")]
+        found += [path for path in files if path.suffix.lower() in VIDEOS]
+        if Path(place) != folder and any(path.suffix.lower() in PICTURES for path in files):
+            found.append(Path(place))
+    return sorted(found)
+
+
+def _lines(file: Path) -> list[str]:
+    return [line for line in file.read_text().splitlines() if line.strip()]
+
+
+def _data(
+    train: Sequence[Clip],
+    val: Sequence[Clip],
+    where: str,
+    classes: list[str] | None = None,
+    notes: tuple[str, ...] = (),
+) -> VideoData:
+    """Rows of the clips; the classes, unless given, are those of the training clips, sorted."""
+    classes = classes or sorted({clip.label for clip in train})
+    unknown = next((clip for clip in (*train, *val) if clip.label not in classes), None)
+    if unknown:
+        raise UserError(
+            f"{unknown.path} is of class {unknown.label}, which is none of the classes of the "
+            f"training videos in {where}: correct its class, or remove it."
+        )
+    return VideoData(_rows(train, classes), _rows(val, classes), classes, notes)
+
+
+def _schema(classes: list[str]) -> datasets.Features:
+    seconds = datasets.Value("float64")
+    label = datasets.ClassLabel(names=classes)
+    return datasets.Features({"video": COLUMN, "label": label, "start": seconds, "end": seconds})
+
+
+def _rows(clips: Sequence[Clip], classes: list[str]) -> datasets.Dataset:
+    columns = {
+        "video": [clip.path for clip in clips],
+        "label": [clip.label for clip in clips],  # encoded by the schema
+        "start": [clip.start for clip in clips],
+        "end": [clip.end for clip in clips],
+    }
+    return datasets.Dataset.from_dict(columns, features=_schema(classes))
