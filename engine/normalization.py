@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from engine.options import CommonOptions
-from models.norm import NormChoice, choose_norm, convert_norm
+from models.norm import NormChoice, choose_norm, convert_norm, exchange_locally
 
 MEMORY_FORMATS = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
 
@@ -31,6 +31,8 @@ def prepare_model(
     if norm.kind != "none":
         group_size = options.sync_bn_group_size or None
         model, _ = convert_norm(model, norm.kind, impl=options.sync_bn_impl, group_size=group_size)
+    if norm.kind == "sync_bn" and accelerator.device.type == "cpu" and not options.compile:
+        exchange_locally()
     model.to(accelerator.device, torch.float64 if options.double else torch.float32)
     if options.channels_last:
         for module in model.modules():

@@ -25,10 +25,12 @@ from models.norm import (
     SyncBatchNorm,
     average_running_stats,
     convert_norm,
+    exchange_locally,
     precise_bn,
     rank_disagreement,
 )
 from models.norm.convert import BatchNorm
+from models.norm.groups import Group, find_group, gather
 
 CHECKS: dict[int, dict] = {2: {}, 3: {}, 4: {}}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -57,6 +59,8 @@ def run(rank, world, folder):
         world_size=world,
         timeout=timedelta(seconds=90),
     )
+    if world == 3:  # all of this world's checks by the quick way
+        assert exchange_locally()
     outcome, seconds = {}, {}
     for name, function in CHECKS[world].items():
         torch.manual_seed(0)
@@ -744,6 +748,52 @@ def disagreement(rank, world):
         dist.all_gather_object(everywhere, probe.result)
         assert all(result == everywhere[0] for result in everywhere)
         assert not model[0]._forward_pre_hooks
+
+
+def raised(function) -> str:
+    try:
+        function()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+@check(2)
+def local_exchange(rank, world):
+    """The same bits as by gloo; what can't be exchanged so goes by gloo; no wrong pairs."""
+    group = find_group(None)
+    rows = [torch.randn(n, dtype=dtype) for n in (1, 129, 8000, 40000) for dtype in TOLERANCE]
+    by_gloo = [gather(row, group) for row in rows]
+    assert exchange_locally()
+    assert all(
+        torch.equal(gather(row, group), whole) for row, whole in zip(rows, by_gloo, strict=True)
+    )
+    half = dist.new_group([0, 1])
+    assert torch.equal(gather(rows[2], Group(half.group_name, 2)), by_gloo[2])
+    # Ranks that are not at the same layer are told apart, and not mixed up.
+    message = raised(lambda: gather(torch.zeros(3 + rank), group))
+    assert "programs differ" in message, message
+    # A rank that leaves is noticed by the other, at once.
+    assert exchange_locally()
+    if rank == 0:
+        exchange_locally.__globals__["_local"].close()
+    else:
+        start = time.perf_counter()
+        assert "Connection" in raised(lambda: gather(torch.zeros(3), group))
+        assert time.perf_counter() - start < 5
+    # A loader's worker that outlives its process keeps no peer waiting.
+    assert exchange_locally()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.read(reader, 1)
+        os._exit(0)
+    exchange_locally.__globals__["_local"].close()
+    assert raised(lambda: gather(torch.zeros(3), group))
+    os.write(writer, b"x")
+    os.waitpid(child, 0)
+    assert not exchange_locally(False)
+    assert torch.equal(gather(rows[0], group), by_gloo[0])
 
 
 @check(2)

@@ -4,6 +4,7 @@ layer.py          SyncBatchNorm, a drop-in for BatchNorm1d/2d/3d in several proc
 kernels.py        the arithmetic it is made of, per device
 fused_combine.py  the one Triton kernel (CUDA)
 groups.py         the two collectives
+local_exchange.py a quicker way for them between processes on one host
 convert.py        convert_norm: exchange a model's normalisation layers, and change them back
 choose.py         choose_norm: the rule behind `--norm auto`
 running_stats.py  precise_bn and average_running_stats: running statistics equal on all ranks
@@ -13,6 +14,7 @@ disagreement.py   rank_disagreement: does this run need synchronised statistics 
 from models.norm.choose import NormChoice, choose_norm
 from models.norm.convert import FrozenBatchNorm, convert_norm
 from models.norm.disagreement import Disagreement, rank_disagreement
+from models.norm.groups import exchange_locally
 from models.norm.layer import SyncBatchNorm
 from models.norm.running_stats import average_running_stats, precise_bn
 
@@ -24,6 +26,7 @@ __all__ = [
     "average_running_stats",
     "choose_norm",
     "convert_norm",
+    "exchange_locally",
     "precise_bn",
     "rank_disagreement",
 ]
