@@ -159,7 +159,7 @@ class Segmentation:
             return None
         if wanted == "median_frequency":
             # Reads every mask once, and all processes the same ones: the weights agree.
-            seen = survey(self.train_data, self.options.num_workers)
+            seen = survey(self.train_data, self.options.num_workers, images=False)
             wanted = median_frequency_weights(seen.pixels[:-1], seen.images)
         if len(wanted) != len(self.data.classes):
             raise UserError(

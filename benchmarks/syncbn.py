@@ -10,7 +10,8 @@ to plain BatchNorm are printed: the median over the rounds, with its middle half
 fastest tenth of the steps, which a machine busy with other things disturbs least.
 
     bn          plain BatchNorm
-    own         this project's SyncBatchNorm
+    own         this project's SyncBatchNorm, as the scripts run it: on CPU by sockets where eager
+    own_gloo    the same by gloo, as between machines (CPU, eager)
     all_reduce  what detectron2's NaiveSyncBatchNorm does: means of x and x², all-reduced
     torch       torch.nn.SyncBatchNorm (CUDA only)
 
@@ -37,7 +38,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from models.norm import convert_norm
+from models.norm import convert_norm, exchange_locally
 from models.norm.groups import Group, SumOverRanks, find_group
 
 
@@ -84,8 +85,8 @@ class AllReduceBatchNorm(_BatchNorm):
 def variant(model: nn.Module, kind: str) -> nn.Module:
     """A copy of the model with this kind of normalisation."""
     model = copy.deepcopy(model)
-    if kind in ("own", "torch"):
-        return convert_norm(model, "sync_bn", impl=kind)[0]
+    if kind in ("own", "own_gloo", "torch"):
+        return convert_norm(model, "sync_bn", impl=kind.partition("_")[0])[0]
     if kind == "all_reduce":
         for module in model.modules():
             if isinstance(module, _BatchNorm):
@@ -133,21 +134,25 @@ def measure(rank: int, options: argparse.Namespace, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=options.processes
     )
     device = torch.device(options.device)
-    kinds = ["bn", "own", "all_reduce"] + (["torch"] if device.type == "cuda" else [])
+    kinds = ["bn", "own", "all_reduce"]
+    kinds += ["torch"] if device.type == "cuda" else ["own_gloo"]
     if options.compile:
         kinds = ["bn", "own"]  # torch's doesn't compile to one graph
+    by_sockets = device.type == "cpu" and not options.compile
     for name in options.nets:
         torch.manual_seed(0)
         model, shape = build(name)
         x = torch.randn(options.batch_size, *shape, device=device)
         steppers = {kind: Stepper(variant(model, kind), x, options.compile) for kind in kinds}
-        for stepper in steppers.values():
+        for kind, stepper in steppers.items():
+            exchange_locally(by_sockets and kind == "own")
             stepper.run(3)
         rounds = []
         for turn in range(options.rounds):
             order = kinds if turn % 2 else kinds[::-1]
             seconds = {}
             for kind in order:
+                exchange_locally(by_sockets and kind == "own")
                 dist.barrier()
                 seconds[kind] = steppers[kind].run(options.steps)
             rounds.append(seconds)

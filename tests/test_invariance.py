@@ -67,6 +67,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple, Run]:
                 path = folder / f"{script}-resumed-{processes}"
                 todo.append(settings(script, path, double=True, resume=str(begun), **changes))
                 runs[script, "resumed", processes] = Run(path, 0)
+        if processes == 4:
+            path = folder / "groups"
+            changes = {"norm": norm, "double": True, "sync_bn_group_size": 2}
+            todo.append(settings("train_classification", path, **changes))
+            runs["groups"] = Run(path, 0)
         command = accelerate(processes, "tests/several_runs.py", json.dumps(todo))
         if processes == 1:
             config = str(ROOT / "accelerate_configs" / "1gpu.yaml")
@@ -95,6 +100,12 @@ def assert_same(run: Run, reference: Run, tolerance: float, after: int = 0) -> N
 @pytest.mark.parametrize("script, precision, tolerance", PRECISIONS)
 def test_the_training_is_that_of_one_process(runs, script, precision, tolerance, processes) -> None:
     assert_same(runs[script, precision, processes], runs[script, precision, 1], tolerance)
+
+
+def test_groups_have_statistics_of_their_own(runs) -> None:
+    run, whole = runs["groups"], runs["train_classification", "float64", 4]
+    assert run.losses[0] != pytest.approx(whole.losses[0], rel=1e-6)
+    assert run.losses[0] == pytest.approx(whole.losses[0], rel=0.5)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

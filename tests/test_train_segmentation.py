@@ -156,7 +156,13 @@ def test_clipping_bounds_the_step(train, monkeypatch) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"num_workers": 1}, {"num_workers": 3}, {"log_every": 2}, {"checkpoint_every": 1}],
+    [
+        {"num_workers": 1},
+        {"num_workers": 3},
+        {"log_every": 2},
+        {"checkpoint_every": 1},
+        {"cpu": True},
+    ],
     ids=str,
 )
 def test_an_option_does_not_change_the_training(train, baseline: Run, options: dict) -> None:

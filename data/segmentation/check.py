@@ -38,35 +38,42 @@ class Survey:
         return [*rows, f"{'ignored':<{width}}  {shares[-1]:5.1f} % of pixels"]
 
 
-def survey(dataset: SegmentationDataset, num_workers: int = 0) -> Survey:
-    """Decode every sample to the last pixel, as it is stored, and count the classes' pixels."""
-    loader = DataLoader(_Reader(dataset), batch_size=16, num_workers=num_workers, collate_fn=list)
+def survey(dataset: SegmentationDataset, num_workers: int = 0, *, images: bool = True) -> Survey:
+    """Decode every sample to the last pixel, as it is stored, and count the classes' pixels.
+
+    Args:
+        dataset: the samples.
+        num_workers: loader workers.
+        images: whether to decode the images too, or the masks alone.
+    """
+    reader = _Reader(dataset, images)
+    loader = DataLoader(reader, batch_size=16, num_workers=num_workers, collate_fn=list)
     num_classes = len(dataset.data.classes)
     problems: list[str] = []
     pixels = torch.zeros(num_classes + 1, dtype=torch.int64)
-    images = torch.zeros(num_classes, dtype=torch.int64)
+    occurs = torch.zeros(num_classes, dtype=torch.int64)
     for batch in loader:
         for found in batch:
             if isinstance(found, str):
                 problems.append(found)
             else:
                 pixels += torch.cat([found[:num_classes], found[IGNORE:]])
-                images += found[:num_classes] > 0
-    return Survey(problems, pixels, images, len(dataset))
+                occurs += found[:num_classes] > 0
+    return Survey(problems, pixels, occurs, len(dataset))
 
 
 class _Reader(Dataset):
     """For each sample its 256 pixel counts, or the sentence that says what is wrong with it."""
 
-    def __init__(self, dataset: SegmentationDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: SegmentationDataset, images: bool) -> None:
+        self.dataset, self.images = dataset, images
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> torch.Tensor | str:
         try:
-            _, mask = self.dataset.read(index)
+            mask = self.dataset.read(index)[1] if self.images else self.dataset.read_mask(index)
         except SampleError as error:
             return str(error)
         return torch.bincount(mask.flatten(), minlength=256)

@@ -126,16 +126,28 @@ class SegmentationDataset(Dataset):
         """
         row = self.rows[index]
         image_name, mask_name = _names(row, index)
-        image = read_image(row["image"], image_name)
-        stored = read_mask(row["annotation"], mask_name)
-        if stored.shape[:2] != image.shape[1:]:
+        image, mask = read_image(row["image"], image_name), self._read_mask(row, mask_name)
+        if mask.shape != image.shape[1:]:
             raise SampleError(
-                f"Mask {mask_name} is {stored.shape[1]}x{stored.shape[0]} pixels but its image "
+                f"Mask {mask_name} is {mask.shape[1]}x{mask.shape[0]} pixels but its image "
                 f"{image_name} is {image.shape[2]}x{image.shape[1]}: make them the same size, or "
                 "remove both."
             )
+        return image, mask
+
+    def read_mask(self, index: int) -> torch.Tensor:
+        """The mask alone, (H, W), uint8 in class ids.
+
+        Raises:
+            SampleError: it can't be decoded, or holds no class id.
+        """
+        row = self.rows[index]
+        return self._read_mask(row, _names(row, index)[1])
+
+    def _read_mask(self, row: dict[str, Any], mask_name: str) -> torch.Tensor:
+        stored = read_mask(row["annotation"], mask_name)
         try:
-            return image, self.data.rule(stored)
+            return self.data.rule(stored)
         except UnknownValueError as error:
             raise SampleError(
                 f"Mask {mask_name} holds {error}, which is none of the data set's "
