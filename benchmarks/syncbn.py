@@ -26,6 +26,8 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -225,6 +227,17 @@ def forced_torch_forward(layer: nn.SyncBatchNorm, x: Tensor) -> Tensor:
     )
 
 
+@contextmanager
+def forced_paths() -> Iterator[None]:
+    """In one process, what every variant does in several."""
+    with ExitStack() as patches:
+        for module in ("models.norm.layer", __name__):
+            one = mock.patch(f"{module}.find_group", lambda name: Group("0", 1))
+            patches.enter_context(one)
+        patches.enter_context(mock.patch.object(nn.SyncBatchNorm, "forward", forced_torch_forward))
+        yield
+
+
 def main() -> None:
     """Parse, launch, print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -245,8 +258,7 @@ def main() -> None:
             mp.spawn(measure, (options, folder), options.processes)
             return
         options.processes = 1
-        forced = mock.patch("models.norm.layer.find_group", lambda name: Group("0", 1))
-        with forced, mock.patch.object(nn.SyncBatchNorm, "forward", forced_torch_forward):
+        with forced_paths():
             measure(0, options, folder)
             dist.init_process_group(
                 "nccl", init_method=f"file://{folder}/again", rank=0, world_size=1

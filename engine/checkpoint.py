@@ -27,6 +27,8 @@ from safetensors.torch import load_file, save
 from errors import UserError
 
 MANIFEST = "manifest.json"
+REQUIRED = {"model.safetensors", "optimizer.pt", "state.json"}
+REPLACED = ".replaced"
 
 
 @dataclass
@@ -59,9 +61,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         UserError: the disk is full or not writable; older checkpoints are untouched.
     """
     name = f"step_{checkpoint.state['step']:08d}"
-    beside, replaced, final = folder / f".{name}", folder / f".{name}.replaced", folder / name
+    beside, replaced, final = folder / f".{name}", folder / f".{name}{REPLACED}", folder / name
     try:
-        shutil.rmtree(beside, ignore_errors=True)
+        recover(folder)
         beside.mkdir(parents=True)
         manifest = {}
         for file_name, content in _files(checkpoint):
@@ -69,13 +71,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             digest = hashlib.sha256(content).hexdigest()
             manifest[file_name] = {"bytes": len(content), "sha256": digest}
         _write(beside / MANIFEST, json.dumps(manifest, indent=2).encode())
-        if final.exists():  # replaced whole: at no moment is there neither
+        if final.exists():  # between these two renames it is recover that finds the old one
             os.rename(final, replaced)
         os.rename(beside, final)
         _sync_folder(folder)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
+        recover(folder)
         raise UserError(
             f"The checkpoint {final} could not be written ({error.strerror}); make room and run "
             "again with --resume auto: the checkpoints before it are intact."
@@ -86,6 +88,21 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     for old in set(others) - set(current):
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def recover(folder: Path) -> None:
+    """Undo what a kill or an error in the middle of saving has left behind.
+
+    Only for the process that writes the folder.
+    """
+    for replaced in folder.glob(f".step_*{REPLACED}"):
+        final = folder / replaced.name.removeprefix(".").removesuffix(REPLACED)
+        if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            os.rename(replaced, final)
+    for unfinished in folder.glob(".step_*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
@@ -122,6 +139,8 @@ def fault(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
+        if unlisted := REQUIRED - set(manifest):
+            return f"{MANIFEST} doesn't list {', '.join(sorted(unlisted))}"
         for name, expected in manifest.items():
             content = (path / name).read_bytes()
             if len(content) != expected["bytes"]:
@@ -136,13 +155,15 @@ def fault(path: Path) -> str | None:
 
 
 def newest_good_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files are as written, and a sentence for each one skipped."""
+    """The newest checkpoint that can be loaded, and a sentence for each one skipped."""
     skipped = []
     for path in reversed(complete_checkpoints(folder)):
-        reason = fault(path)
-        if reason is None:
+        try:
+            load_checkpoint(path)
+        except UserError as error:
+            skipped.append(f"Skipped: {error}")
+        else:
             return path, skipped
-        skipped.append(f"Skipped the checkpoint {path}: {reason}.")
     return None, skipped
 
 

@@ -29,7 +29,7 @@ from engine.collectives import sum_over_processes
 from engine.evaluation import Evaluator
 from engine.ledger import Ledger, StepRecord, StepSums
 from engine.loaders import Loading, stop_workers, train_batches
-from engine.optim import create_ema, create_optimizer, lr_schedule
+from engine.optim import all_finite, create_ema, create_optimizer, lr_schedule
 from engine.options import CommonOptions
 from engine.plan import make_plan
 from engine.report import Report, Stopwatch, peak_memory_bytes, profiler
@@ -74,6 +74,7 @@ class Trainer:
     ) -> None:
         self.accelerator, self.task, self.norm, self.options = accelerator, task, norm, options
         self.plan = make_plan(options, len(task.train_data), accelerator.num_processes)
+        ranks = options.sync_bn_group_size or self.plan.num_processes
         self.identity = {
             "global_batch_size": self.plan.global_batch_size,
             "train_samples": len(task.train_data),
@@ -81,8 +82,9 @@ class Trainer:
             "norm": "sync_bn" if norm.kind == "bn" and self.plan.num_processes == 1 else norm.kind,
             "samples_per_statistic": {
                 "bn": self.plan.batch_size,
-                "sync_bn": self.plan.batch_size * self.plan.num_processes,
+                "sync_bn": self.plan.batch_size * ranks,
             }.get(norm.kind),
+            "precision": accelerator.mixed_precision,
             **task.description,
         }
         if options.precise_bn and norm.kind not in ("bn", "sync_bn"):
@@ -117,8 +119,10 @@ class Trainer:
 
         if self.folder and not options.eval_only:
             self.folder.write_options(options)
-        start = self.state.progress.step
-        self.report = Report(accelerator, self.folder, options, start, self.plan.total_steps)
+        done, total = self.state.progress, self.plan.total_steps
+        self.report = Report(
+            accelerator, self.folder, options, done.step, total, done.evaluated_step
+        )
         if checkpoint:
             self.report.say(f"Continuing from {checkpoint}.")
         self.stop.install()
@@ -306,7 +310,7 @@ class Trainer:
             f"({', '.join(f'{name} {value}' for name, value in record.parts.items())}) for the "
             f"samples {', '.join(names)}{f' and {more} more' if more else ''}; lower --lr, add "
             f"--warmup_steps or --clip_grad 1, or look at these samples. The checkpoints in "
-            f"{self.path} are from before it."
+            f"{self.path} are of earlier steps."
         )
 
     def _settle(self) -> int:
@@ -318,8 +322,11 @@ class Trainer:
             evaluates = self._eval_due(progress.step) and progress.evaluated_step != progress.step
             if evaluates:
                 signum = self._evaluate()
-            if self._save_due() and not signum and (evaluates or self.saved_step != progress.step):
+            changed = evaluates or self.saved_step != progress.step
+            if self._save_due() and not signum and changed:
                 self._save()
+                # Else the others would seem hung, in the next step, while the main process saves.
+                self.accelerator.wait_for_everyone()
         pause = time.monotonic() - before
         for watch in (self.lap, self.total):
             watch.start += pause  # neither training nor waiting for data
@@ -347,7 +354,16 @@ class Trainer:
         return 0
 
     def _save(self) -> None:
-        """Write a checkpoint (main process); plain BatchNorm averages its statistics first."""
+        """Write a checkpoint (main process); plain BatchNorm averages its statistics first.
+
+        Raises:
+            UserError: the weights are not finite, or the disk is full.
+        """
+        if not all_finite(self.state.model):  # device sync
+            raise UserError(
+                f"The weights are not finite after step {self.state.progress.step} and were not "
+                "saved; lower --lr, or add --warmup_steps or --clip_grad 1."
+            )
         average_running_stats(self.state.model)
         if self.state.ema:
             average_running_stats(self.state.ema.module)

@@ -31,6 +31,7 @@ class Report:
         options: logged as hyperparameters.
         start: optimizer steps already done when this part of the run begins.
         total: optimizer steps of the whole run.
+        evaluated_step: the step of the last evaluation before ``start``.
     """
 
     def __init__(
@@ -40,12 +41,15 @@ class Report:
         options: CommonOptions,
         start: int,
         total: int,
+        evaluated_step: int = -1,
     ) -> None:
         self.folder = folder
         if folder is None:
             return
-        # An evaluation alone adds to what is there.
-        folder.start_metrics(sys.maxsize if options.eval_only else start)
+        if options.eval_only:  # adds to what is there
+            folder.start_metrics(sys.maxsize, sys.maxsize)
+        else:
+            folder.start_metrics(start, evaluated_step)
         self.summary_name = "evaluation.json" if options.eval_only else "summary.json"
         accelerator.project_configuration.logging_dir = str(folder.path)
         # purge_step: what a killed run logged beyond its last checkpoint is hidden.

@@ -14,6 +14,7 @@ from engine.checkpoint import (
     complete_checkpoints,
     load_checkpoint,
     newest_good_checkpoint,
+    recover,
     save_checkpoint,
 )
 from engine.collectives import from_main_process
@@ -100,6 +101,7 @@ def claim_folder(
         if options.eval_only and options.resume == "auto" and not (path / "checkpoints").is_dir():
             raise UserError(f"There is no run in {path} to evaluate; check --output_dir.")
         folder = RunFolder(path, resume=continues(options))
+        recover(path / "checkpoints")
     return folder, from_main_process(folder.path if folder else None)
 
 
@@ -114,6 +116,11 @@ def find_checkpoint(accelerator: Accelerator, options: CommonOptions, path: Path
         newest, skipped = newest_good_checkpoint(path / "checkpoints")
         for sentence in skipped:
             print(sentence, flush=True)
+        if newest is None and skipped:
+            raise UserError(
+                f"None of the checkpoints in {path / 'checkpoints'} can be used; remove that "
+                "folder and metrics.jsonl to start over, or give another --output_dir."
+            )
         if newest is None and options.eval_only:
             raise UserError(f"There is no checkpoint in {path} to evaluate; check --output_dir.")
     return from_main_process(newest)

@@ -59,14 +59,20 @@ class RunFolder:
         text = yaml.safe_dump(values, sort_keys=False)
         write_atomically(self.path / "config.yaml", text.encode())
 
-    def start_metrics(self, step: int) -> None:
-        """Open metrics.jsonl; lines beyond ``step`` belong to a part of the run that was lost."""
+    def start_metrics(self, step: int, evaluated_step: int) -> None:
+        """Open metrics.jsonl without what a lost part of the run has written.
+
+        Args:
+            step: the last step of the part that is kept.
+            evaluated_step: its last evaluation's step; the one at ``step`` may be yet to come.
+        """
         path = self.path / "metrics.jsonl"
         kept = []
         if path.exists():
             for line in path.read_text().splitlines():
                 try:
-                    if json.loads(line)["step"] <= step:
+                    values = json.loads(line)
+                    if values["step"] <= (evaluated_step if "eval" in values else step):
                         kept.append(line + "\n")
                 except (json.JSONDecodeError, KeyError):
                     break  # the line in which the run was killed

@@ -1,7 +1,8 @@
 """Signals: finish the step, save, exit; never hang on a peer that has died.
 
 Slurm and spot machines send SIGTERM, Ctrl-C sends SIGINT, and torchrun sends SIGTERM to the
-survivors when a process of the job has failed. The first signal asks the training loop to stop at
+survivors when a process of the job has failed. The death of torchrun itself counts as SIGTERM, for
+its processes would go on unattended. The first signal asks the training loop to stop at
 the next step boundary, where all processes agree on it. A survivor of a dead peer never reaches
 that boundary: it is blocked in a collective, where Python's signal handlers don't run. So signals
 are received by a thread (``signal.set_wakeup_fd`` writes to a pipe from the C handler), which ends
@@ -44,6 +45,8 @@ class StopRequest:
         }
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         self._pipe = (reader, writer)
+        # torchrun's agent, without which nobody would end or restart this process.
+        self._agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         return self
 
@@ -81,6 +84,8 @@ class StopRequest:
             for signum in received:  # among them those of dead loader workers, SIGCHLD
                 if signum in (signal.SIGTERM, signal.SIGINT):
                     self._receive(signum)
+            if self._agent and os.getppid() != self._agent and not self.signum:
+                self._receive(signal.SIGTERM)
             grace = max(SHORTEST_GRACE_SECONDS, 3 * self._longest_beat)
             silence = time.monotonic() - max(self._last_beat, self._asked_at)
             if self.signum and not self._busy and silence > grace:

@@ -284,6 +284,13 @@ def subgroups(rank, world):
     torch.testing.assert_close(model[0].running_mean, (means[0] + means[2]) / 2)
     copied = copy.deepcopy(model)
     assert copied[0].group_name == model[0].group_name
+    # A layer that is synchronised already takes another group, and keeps its own if none is named.
+    name = model[0].group_name
+    assert convert_norm(model, "sync_bn") == (model, []) and model[0].group_name == name
+    assert convert_norm(model, "sync_bn", group_size=4) == (model, ["0"])
+    assert model[0].group_name is None
+    torchs = nn.Sequential(nn.SyncBatchNorm(5, process_group=group))
+    assert convert_norm(torchs, "sync_bn", impl="own")[0][0].group_name == name
 
 
 @check(2)

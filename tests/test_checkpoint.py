@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,7 @@ from engine.checkpoint import (
     complete_checkpoints,
     load_checkpoint,
     newest_good_checkpoint,
+    recover,
     save_checkpoint,
 )
 from engine.run_folder import RunFolder, write_atomically
@@ -105,21 +107,63 @@ def test_a_full_disk_leaves_older_checkpoints(
     load_checkpoint(tmp_path / "step_00000001")
 
 
-def test_a_kill_while_writing_leaves_no_half_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("at, replaces", [(0, False), (1, False), (0, True), (1, True), (2, True)])
+def test_a_kill_while_writing_loses_nothing(tmp_path: Path, at: int, replaces: bool) -> None:
+    """SIGKILL before the first or second rename, or before the old one is removed."""
     save(tmp_path, 1)
-
-    def killed(source: Path, target: Path) -> None:
-        raise KeyboardInterrupt  # stands for SIGKILL just before the rename
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", killed)
-        with pytest.raises(KeyboardInterrupt):
-            save(tmp_path, 2)
-    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step_00000001"]
+    if replaces:
+        save(tmp_path, 2)
+    code = f"""
+        import os, shutil, signal, sys; sys.path.insert(0, {str(ROOT)!r})
+        from pathlib import Path
+        from tests import test_checkpoint
+        rename, rmtree, left = os.rename, shutil.rmtree, {at}
+        def dying(call):
+            def wrapped(*args, **kwargs):
+                global left
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
+                return call(*args, **kwargs)
+            return wrapped
+        os.rename, shutil.rmtree = dying(rename), dying(rmtree)
+        test_checkpoint.save(Path({str(tmp_path)!r}), 2)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)])
+    assert done.returncode == -signal.SIGKILL
+    recover(tmp_path)
+    newest, skipped = newest_good_checkpoint(tmp_path)
+    assert not skipped
+    assert newest.name == ("step_00000002" if replaces or at else "step_00000001")
+    assert all(path.name.startswith("step_") for path in tmp_path.iterdir())
     save(tmp_path, 2)  # what was left doesn't stand in the way
     assert newest_good_checkpoint(tmp_path) == (tmp_path / "step_00000002", [])
+
+
+def test_an_error_while_replacing_keeps_the_old_one(tmp_path: Path, monkeypatch) -> None:
+    before = (save(tmp_path, 3) / "manifest.json").read_bytes()
+    rename, calls = os.rename, []
+
+    def broken(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "broken")
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", broken)
+        with pytest.raises(UserError, match="broken"):
+            save(tmp_path, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]
+    assert (tmp_path / "step_00000003" / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("manifest", ["{}", "[]", '{"state.json": {}}'])
+def test_a_crafted_manifest_is_skipped(tmp_path: Path, manifest: str) -> None:
+    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    (bad / "manifest.json").write_text(manifest)
+    newest, skipped = newest_good_checkpoint(tmp_path)
+    assert newest == good and len(skipped) == 1 and str(bad) in skipped[0]
 
 
 class Bomb:
@@ -129,7 +173,7 @@ class Bomb:
 
 def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    path = save(tmp_path, 1)
+    before, path = save(tmp_path, 1), save(tmp_path, 2)
     content = pickle.dumps(Bomb())
     (path / "optimizer.pt").write_bytes(content)
     # An attacker writes a fitting manifest too.
@@ -140,6 +184,8 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError):
         load_checkpoint(path)
     assert not (tmp_path / "owned").exists()
+    newest, skipped = newest_good_checkpoint(tmp_path)
+    assert newest == before and len(skipped) == 1
     torch.save(Bomb(), path / "optimizer.pt")
     with pytest.raises(UserError):
         load_checkpoint(path)
@@ -148,7 +194,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, resume=False)
-    folder.start_metrics(0)
+    folder.start_metrics(0, -1)
     folder.log_metrics({"step": 1, "loss": 1.0})
     del folder
     with pytest.raises(UserError, match="holds another run; add --resume auto"):
@@ -178,16 +224,19 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 def test_metrics_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, resume=True)
-    folder.start_metrics(0)
+    folder.start_metrics(0, -1)
     for step in (1, 2, 3):
         folder.log_metrics({"step": step, "loss": step / 3})
+        folder.log_metrics({"step": step, "eval": {"miou": step / 4}})
     del folder
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "lo')  # killed in the middle of a line
-    RunFolder(tmp_path, resume=True).start_metrics(2)
+    # Saved by a signal that interrupted the evaluation of step 2.
+    RunFolder(tmp_path, resume=True).start_metrics(2, evaluated_step=1)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {"step": 1, "loss": 1 / 3},
+        {"step": 1, "eval": {"miou": 1 / 4}},
         {"step": 2, "loss": 2 / 3},
     ]
 

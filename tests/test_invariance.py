@@ -67,6 +67,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple, Run]:
                 path = folder / f"{script}-resumed-{processes}"
                 todo.append(settings(script, path, double=True, resume=str(begun), **changes))
                 runs[script, "resumed", processes] = Run(path, 0)
+        if processes == 2:  # statistics of each process's own, averaged at evaluations and saves
+            path, again = folder / "bn", folder / "bn-resumed"
+            changes = {"norm": "bn", "double": True}
+            todo.append(settings("train_classification", path, **changes))
+            begun = str(path / "checkpoints" / f"step_{HALF:08d}")
+            todo.append(settings("train_classification", again, resume=begun, **changes))
+            runs["bn"], runs["bn-resumed"] = Run(path, 0), Run(again, 0)
         if processes == 4:
             path = folder / "groups"
             changes = {"norm": norm, "double": True, "sync_bn_group_size": 2}
@@ -100,6 +107,12 @@ def assert_same(run: Run, reference: Run, tolerance: float, after: int = 0) -> N
 @pytest.mark.parametrize("script, precision, tolerance", PRECISIONS)
 def test_the_training_is_that_of_one_process(runs, script, precision, tolerance, processes) -> None:
     assert_same(runs[script, precision, processes], runs[script, precision, 1], tolerance)
+
+
+def test_plain_batch_norm_resumes_too(runs) -> None:
+    run, whole = runs["bn-resumed"], runs["bn"]
+    assert run.losses == whole.losses[HALF:]
+    assert run.evals[-1] == pytest.approx(whole.evals[-1], rel=1e-9)
 
 
 def test_groups_have_statistics_of_their_own(runs) -> None:

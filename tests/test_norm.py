@@ -1,5 +1,6 @@
 """models.norm in one process: conversion, choice, numerics, and what needs no second rank."""
 
+import argparse
 import copy
 import os
 import subprocess
@@ -167,6 +168,56 @@ print("agree")
 """
 
 
+def test_the_calls_of_the_cuda_kernels(monkeypatch):
+    """torch's CUDA functions, replaced by what they are documented to compute."""
+
+    def view(vector):
+        return vector.view(1, -1, 1, 1)
+
+    def elemt(x, weight, bias, mean, invstd, eps):
+        return (x - view(mean)) * view(invstd * weight) + view(bias)
+
+    def backward_reduce(grad, x, mean, invstd, weight, *wanted):
+        sums_xmu = (grad * (x - view(mean))).sum((0, 2, 3))
+        assert weight is None and wanted == (True, False, False)
+        return grad.sum((0, 2, 3)), sums_xmu, None, None
+
+    def backward_elemt(grad, x, mean, invstd, weight, sums, sums_xmu, count):
+        assert count.dtype == torch.int32
+        slope = view(invstd.square() * sums_xmu / count)
+        return (grad - view(sums / count) - (x - view(mean)) * slope) * view(invstd * weight)
+
+    x = torch.randn(3, 5, 4, 4).to(memory_format=torch.channels_last)
+    grad, weight, bias = torch.randn(3, 5, 4, 4), torch.rand(5), torch.rand(5)
+    results = []
+    for as_cuda in (False, True):
+        if as_cuda:
+            monkeypatch.setattr(kernels, "_native_cuda", lambda x: True)
+            for function in (elemt, backward_reduce, backward_elemt):
+                monkeypatch.setattr(torch, f"batch_norm_{function.__name__}", function)
+        monkeypatch.setattr(kernels, "_native_cpu", lambda x: False)
+        row = kernels.local_statistics(x)
+        mean, var, total = kernels.combine(row[None])
+        invstd = (var + 1e-5).rsqrt()
+        y = kernels.normalise(x, weight, bias, mean, var, invstd, 1e-5)
+        sums = kernels.gradient_sums(grad, x, mean, var, invstd, 1e-5)
+        dx = kernels.input_gradient(grad, x, weight, mean, var, invstd, 1e-5, sums, total)
+        results.append((row, y, sums, dx))
+    for plain, cuda in zip(*results, strict=True):
+        torch.testing.assert_close(cuda, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_the_benchmark_of_one_gpu_forces_every_path(tmp_path, capsys):
+    from benchmarks import syncbn
+
+    options = argparse.Namespace(
+        device="cpu", nets=["unet"], rounds=2, steps=1, batch_size=1, processes=1, compile=False
+    )
+    with syncbn.forced_paths():
+        syncbn.measure(0, options, str(tmp_path))
+    assert capsys.readouterr().out.count("| unet |") == 4
+
+
 def test_the_triton_kernel_in_its_interpreter():
     pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
@@ -210,6 +261,20 @@ def test_conversion_and_back_keep_everything():
     assert type(model[1]) is nn.BatchNorm2d
     assert {id(p) for p in model.parameters()} == held
     assert not hasattr(model[1], "group_name")
+
+
+@pytest.mark.parametrize("kind", ["sync_bn", "group_norm", "frozen_bn"])
+def test_hooks_of_every_kind_stay(kind):
+    layer, calls = nn.BatchNorm2d(4), []
+    layer.register_forward_hook(lambda m, args, kwargs, y: calls.append(1), with_kwargs=True)
+    layer.register_forward_pre_hook(lambda m, args, kwargs: calls.append(2), with_kwargs=True)
+    layer.register_forward_hook(lambda m, args, y: calls.append(3), always_call=True)
+    layer, _ = convert_norm(layer, kind)
+    layer(torch.randn(2, 4, 3, 3))
+    assert sorted(calls) == [1, 2, 3]
+    with pytest.raises(Exception):  # noqa: B017 (of any kind: the input has no shape at all)
+        layer(None)
+    assert calls.count(3) == 2
 
 
 def test_torchs_own_layer_there_and_back():
@@ -308,6 +373,17 @@ def test_freezing_and_thawing():
     torch.testing.assert_close(model.eval()(x), expected)
     convert_norm(model, "bn")
     assert type(model[1]) is nn.BatchNorm2d
+
+
+def test_freezing_keeps_what_training_needs_again():
+    layer = nn.BatchNorm2d(4, momentum=0.01, eps=1e-3)
+    frozen, _ = convert_norm(layer, "frozen_bn")
+    thawed, _ = convert_norm(frozen, "bn")
+    assert (thawed.momentum, thawed.eps) == (0.01, 1e-3)
+    layer = nn.BatchNorm2d(4)
+    layer.bias = None  # as BatchNorm2d(bias=False) of newer torch
+    thawed, _ = convert_norm(convert_norm(layer, "frozen_bn")[0], "bn")
+    assert thawed.bias is None and thawed(torch.randn(2, 4, 3, 3)).isfinite().all()
 
 
 def test_torchvisions_frozen_layers_are_replaced():
@@ -424,6 +500,14 @@ def test_auto_leaves_other_normalisation_alone():
         choice = choose_norm("auto", nn.Sequential(layer), 4, 2)
         assert choice.kind == "none"
         assert says in choice.reason
+
+
+def test_auto_leaves_unknown_classes_alone():
+    class Other(nn.BatchNorm2d):
+        pass
+
+    choice = choose_norm("auto", nn.Sequential(Other(4)), 2, 2)
+    assert choice.kind == "none" and "unknown" in choice.reason
 
 
 def test_what_is_asked_for_is_chosen():

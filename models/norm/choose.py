@@ -47,7 +47,12 @@ def choose_norm(
         return NormChoice(norm, f"{norm} was asked for.")
 
     families = {family(module) for module in model.modules()}
-    if not families & {"bn", "unknown_bn"}:
+    if "bn" not in families:
+        if "unknown_bn" in families:
+            reason = (
+                "The model's BatchNorm layers are of classes unknown here, and stay as they are."
+            )
+            return NormChoice("none", reason)
         if any(found and found.startswith("sync_bn") for found in families):
             return NormChoice("none", "The model is synchronised already.")
         if "frozen_bn" in families:

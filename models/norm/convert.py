@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from errors import UserError
+from models.norm.groups import process_group
 from models.norm.layer import SyncBatchNorm
 
 KINDS = ("sync_bn", "bn", "group_norm", "frozen_bn")
@@ -120,7 +121,7 @@ def convert_norm(
             "torch's SyncBatchNorm can't be copied with a group, which the averaged weights need: "
             "use --sync_bn_group_size with --sync_bn_impl own"
         )
-    layers, already, unknown = _survey(model, target)
+    layers, already, unknown = _survey(model, target, regroup=group_size is not None)
     if unknown:
         warnings.warn(
             f"convert_norm leaves {len(unknown)} layers as they are, because it doesn't know what "
@@ -134,8 +135,13 @@ def convert_norm(
         )
     for name, layer in layers.items():
         _check(name, layer, kind)
-    group = _subgroup(group_size) if kind == "sync_bn" and group_size is not None else None
-    new = {layer: _convert(layer, target, group) for layer in layers.values()}
+    new = {}
+    if kind != "sync_bn" or group_size is None:  # a layer that has a group of its own keeps it
+        for layer in layers.values():
+            new[layer] = _convert(layer, target, _group_of(layer) if kind == "sync_bn" else None)
+    else:
+        group = _subgroup(group_size)
+        new = {layer: _convert(layer, target, group) for layer in layers.values()}
     for parent in model.modules():
         for name, child in parent._modules.items():
             if child in new:
@@ -171,12 +177,14 @@ def family(module: nn.Module) -> str | None:
     return "unknown_bn" if isinstance(module, _BatchNorm) else None
 
 
-def _survey(model: nn.Module, target: str) -> tuple[dict[str, nn.Module], int, list[str]]:
+def _survey(
+    model: nn.Module, target: str, regroup: bool
+) -> tuple[dict[str, nn.Module], int, list[str]]:
     """The layers to convert by name, how many are right already, and the names of unknown ones."""
     layers, already, unknown = {}, 0, []
     for name, module in model.named_modules():
         found = family(module)
-        if found == target:
+        if found == target and not regroup:
             already += 1
         elif found == "unknown_bn":
             unknown.append(f"{name} ({type(module).__name__})")
@@ -237,6 +245,12 @@ def _convert(layer: nn.Module, target: str, group) -> nn.Module:
     return layer
 
 
+def _group_of(layer: nn.Module) -> dist.ProcessGroup | None:
+    """The group that a SyncBatchNorm of either kind was given; None for all ranks."""
+    name = getattr(layer, "group_name", None)
+    return getattr(layer, "process_group", None) if name is None else process_group(name)
+
+
 def _revert(layer: _BatchNorm) -> None:
     """Change a SyncBatchNorm of either kind back to the class it was, or to plain BatchNorm."""
     if family(layer) == "bn":
@@ -257,10 +271,11 @@ def _thaw(frozen: nn.Module) -> _BatchNorm:
     layer = kind(len(frozen.running_mean), affine=False)
     # torchvision's detectors freeze with eps 0, by which a channel that goes silent would divide.
     layer.eps = frozen.eps or layer.eps
+    layer.momentum = frozen.__dict__.get("momentum", layer.momentum)
     layer.affine = affine
     if affine:
         layer.weight = nn.Parameter(frozen.weight)
-        layer.bias = nn.Parameter(frozen.bias)
+        layer.bias = None if frozen.bias is None else nn.Parameter(frozen.bias)
     layer.running_mean, layer.running_var = frozen.running_mean, frozen.running_var
     layer.num_batches_tracked = layer.num_batches_tracked.to(frozen.running_mean.device)
     return _carry_over(frozen, layer, but=("plain_class",))
@@ -271,7 +286,7 @@ def _carry_over(old: nn.Module, new: nn.Module, but: tuple[str, ...] = ()) -> nn
     new.training = old.training
     new._modules.update(old._modules)
     for name, value in old.__dict__.items():
-        if name not in but and (name not in new.__dict__ or name.endswith(("_hooks", "_hook"))):
+        if name not in but and (name not in new.__dict__ or "_hook" in name):
             new.__dict__[name] = value
     return new
 

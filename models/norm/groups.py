@@ -57,7 +57,7 @@ def find_group(name: str | None) -> Group | None:
     """The group called `name` (None: all ranks), or None where there is nothing to synchronise."""
     if not (dist.is_available() and dist.is_initialized()):
         return None
-    group = dist.group.WORLD if name is None else _process_group(name)
+    group = dist.group.WORLD if name is None else process_group(name)
     size = dist.get_world_size(group)
     return Group(group.group_name, size) if size > 1 else None
 
@@ -70,7 +70,7 @@ def gather(row: Tensor, group: Group) -> Tensor:
         # On gloo the gathered tensor comes flat, on NCCL by rows.
         flat = ops.wait_tensor(ops.all_gather_into_tensor(row, group.size, group.name))
         return flat.view(group.size, -1)
-    ranks = _process_group(group.name)
+    ranks = process_group(group.name)
     if _local is not None and _local.takes(row, ranks):
         return _local.gather(row)
     flat = row.new_empty(group.size * row.numel())
@@ -86,11 +86,12 @@ def sum_over_ranks(vector: Tensor, group: Group) -> Tensor:
     if vector.device.type == "cpu" and group.size <= GLOO_GATHER_RANKS:
         return gather(vector, group).sum(0)
     total = vector.clone()
-    dist.all_reduce(total, group=_process_group(group.name))
+    dist.all_reduce(total, group=process_group(group.name))
     return total
 
 
-def _process_group(name: str) -> dist.ProcessGroup:
+def process_group(name: str) -> dist.ProcessGroup:
+    """The process group that was registered under this name."""
     return distributed_c10d._resolve_process_group(name)
 
 
