@@ -2,11 +2,11 @@
 
 Slurm and spot machines send SIGTERM, Ctrl-C sends SIGINT, and torchrun sends SIGTERM to the
 survivors when a process of the job has failed. The death of torchrun itself counts as SIGTERM, for
-its processes would go on unattended. The first signal asks the training loop to stop at
-the next step boundary, where all processes agree on it. A survivor of a dead peer never reaches
-that boundary: it is blocked in a collective, where Python's signal handlers don't run. So signals
-are received by a thread (``signal.set_wakeup_fd`` writes to a pipe from the C handler), which ends
-the process when the loop has shown no sign of life for a while.
+its processes would go on unattended. The first signal asks the training loop to stop at the next
+step boundary, where all processes agree on it. A survivor of a dead peer never reaches that
+boundary: it is blocked in a collective, where Python's signal handlers don't run. So signals are
+received by a thread (``signal.set_wakeup_fd`` writes to a pipe from the C handler), which ends the
+process when the loop has shown no sign of life for a while.
 """
 
 import contextlib
