@@ -46,7 +46,7 @@ class Options(CommonOptions):
     label_column: str = option("label", "name of the label column", datasets=("hub",))
     pictures: int = option(18, "misclassified pictures drawn at each evaluation", resume="free")
     batch_size: int = option(8, "samples per process and forward pass", resume="free")
-    optimizer: Literal["sgd", "adamw"] = option("adamw", "SGD with momentum 0.9, or AdamW")
+    optimizer: Literal["sgd", "adamw"] = option("adamw", "SGD with momentum, or AdamW")
     lr: float = option(0.004, "peak learning rate")
     weight_decay: float = option(0.05, "weight decay")
     warmup_steps: int = option(50, "optimizer steps of linear warm-up")

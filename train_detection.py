@@ -59,7 +59,7 @@ class Options(CommonOptions):
     pictures: int = option(6, "validation pictures drawn at each evaluation", resume="free")
     picture_score: float = option(0.3, "lowest score of a detection in a picture", resume="free")
     batch_size: int = option(8, "samples per process and forward pass", resume="free")
-    optimizer: Literal["sgd", "adamw"] = option("adamw", "SGD with momentum 0.9, or AdamW")
+    optimizer: Literal["sgd", "adamw"] = option("adamw", "SGD with momentum, or AdamW")
     lr: float = option(0.004, "peak learning rate")
     weight_decay: float = option(0.01, "weight decay")
     warmup_steps: int = option(50, "optimizer steps of linear warm-up")

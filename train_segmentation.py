@@ -51,7 +51,7 @@ class Options(CommonOptions):
         [96, 96], "height and width of the pictures", datasets=("synthetic",)
     )
     pictures: int = option(4, "validation pictures drawn at each evaluation", resume="free")
-    optimizer: Literal["sgd", "adamw"] = option("adamw", "SGD with momentum 0.9, or AdamW")
+    optimizer: Literal["sgd", "adamw"] = option("adamw", "SGD with momentum, or AdamW")
     lr: float = option(0.004, "peak learning rate")
     weight_decay: float = option(0.01, "weight decay")
     warmup_steps: int = option(20, "optimizer steps of linear warm-up")

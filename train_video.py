@@ -49,7 +49,7 @@ class Options(CommonOptions):
     video_column: str = option("video", "name of the video column", datasets=("hub",))
     label_column: str = option("label", "name of the label column", datasets=("hub",))
     pictures: int = option(6, "validation clips drawn at each evaluation", resume="free")
-    optimizer: Literal["sgd", "adamw"] = option("adamw", "SGD with momentum 0.9, or AdamW")
+    optimizer: Literal["sgd", "adamw"] = option("adamw", "SGD with momentum, or AdamW")
     lr: float = option(0.004, "peak learning rate")
     weight_decay: float = option(0.05, "weight decay")
     warmup_steps: int = option(50, "optimizer steps of linear warm-up")

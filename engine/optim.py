@@ -10,18 +10,17 @@ from torch import nn
 
 from engine.options import CommonOptions
 
-MOMENTUM = 0.9
-
 
 def create_optimizer(model: nn.Module, options: CommonOptions) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum 0.9 or AdamW, fused, without decay on norm layers and biases."""
+    """SGD with Nesterov momentum or AdamW, fused, without decay on norm layers and biases."""
     if options.decay_norm_and_bias or not options.weight_decay:
         parameters = [p for p in model.parameters() if p.requires_grad]
         groups = [{"params": parameters, "weight_decay": options.weight_decay}]
     else:
         groups = param_groups_weight_decay(model, weight_decay=options.weight_decay)
     if options.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=options.lr, momentum=MOMENTUM, nesterov=True, fused=True)
+        momentum = {"momentum": options.momentum, "nesterov": options.momentum > 0}
+        return torch.optim.SGD(groups, lr=options.lr, fused=True, **momentum)
     return torch.optim.AdamW(groups, lr=options.lr, fused=True)
 
 

@@ -101,7 +101,8 @@ class CommonOptions:
     )
     grad_accum: int = option(1, "forward passes per optimizer step", resume="free")
     # Optimisation
-    optimizer: Literal["sgd", "adamw"] = option("sgd", "SGD with momentum 0.9, or AdamW")
+    optimizer: Literal["sgd", "adamw"] = option("sgd", "SGD with momentum, or AdamW")
+    momentum: float = option(0.9, "momentum of SGD (Nesterov's; 0: none)")
     lr: float = option(0.1, "peak learning rate")
     scale_lr: int = option(
         0, "the global batch that --lr is meant for; lr grows linearly with the batch (0: off)"
@@ -147,6 +148,8 @@ class CommonOptions:
             raise UserError(f"--seed is {self.seed}; it must be below 2**63.")
         if self.ema >= 1:
             raise UserError(f"--ema is {self.ema}; a decay is below 1, e.g. 0.999.")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"--momentum is {self.momentum}; it is from 0 to below 1.")
         if not (self.max_steps or self.epochs or self.eval_only):
             raise UserError("--epochs is 0 and so is --max_steps: give the length of the training.")
         if self.eval_only and self.weights == "backbone" and self.resume == "never":

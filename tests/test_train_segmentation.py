@@ -96,6 +96,7 @@ def test_config_yaml_repeats_the_run(train, baseline: Run, tmp_path: Path) -> No
         {"seed": 1},
         {"lr": 0.5},
         {"optimizer": "sgd"},
+        {"optimizer": "sgd", "momentum": 0.0},
         {"schedule": "constant"},
         {"schedule": "poly"},
         {"schedule": "one_cycle"},
