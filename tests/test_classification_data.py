@@ -416,6 +416,23 @@ def test_hub_labels_of_every_kind(tmp_path, feature, values, classes):
     assert ClassificationDataset(data.val, data).read(0)[0].shape == (3, 12, 16)
 
 
+def test_hub_pictures_are_not_copied(tmp_path):
+    hub_rows(datasets.Value("string"), ["y", "x"] * 6).save_to_disk(str(tmp_path / "saved"))
+    before = sorted((tmp_path / "saved").rglob("*"))
+    data = load_classification(f"hub:{tmp_path / 'saved'}", **COLUMNS)  # holds out 0 and 10
+    assert sorted((tmp_path / "saved").rglob("*")) == before
+    assert data.train["label"] == [0, *[1, 0] * 4, 0] and data.val["label"] == [1, 1]
+
+
+def test_hub_labels_are_taken_by_name(tmp_path):
+    """Also where the splits number their classes differently."""
+    first, second = (datasets.ClassLabel(names=list(names)) for names in ("xy", "yx"))
+    splits = {"train": hub_rows(first, ["x", "y"]), "test": hub_rows(second, ["y", "x"])}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
+    data = load_classification(f"hub:{tmp_path / 'saved'}", **COLUMNS)
+    assert data.train["label"] == [0, 1] and data.val["label"] == [1, 0]
+
+
 def test_hub_columns_and_labels_that_do_not_fit(tmp_path):
     kind = datasets.ClassLabel(names=["x", "y"])
     splits = {"train": hub_rows(kind, [0, 1]), "test": hub_rows(kind, [-1, -1])}

@@ -30,6 +30,7 @@ from data.video.dataset import (
 )
 from data.video.decode import open_video, torchcodec_decoder
 from data.video.pictures import film_sheet, film_strip
+from data.video.pyav import PyavVideo
 from data.video.transforms import EvalTransform, TrainTransform
 from errors import UserError
 
@@ -397,8 +398,10 @@ def test_bad_tables(tmp_path, content, fragment):
     assert is_one_sentence(str(caught.value))
 
 
+@pytest.mark.parametrize("video_column", ["film", "video"])
+@pytest.mark.parametrize("label_column", ["kind", "label"])
 @pytest.mark.parametrize("stored", ["bytes", "paths"])
-def test_hub(tmp_path, stored):
+def test_hub(tmp_path, stored, video_column, label_column):
     files = [make_video(tmp_path / f"saved/{i}.mp4", frames=6, shade=40 * i) for i in range(3)]
     if stored == "bytes":
         cells = [{"path": None, "bytes": file.read_bytes()} for file in files]
@@ -406,24 +409,46 @@ def test_hub(tmp_path, stored):
         label = datasets.ClassLabel(names=["a", "b", "c"])
     else:
         cells, feature, label = [file.name for file in files], datasets.Value("string"), None
-    features = {"film": feature, "kind": label or datasets.Value("string")}
-    columns = {"film": cells, "kind": ["a", "b", "c"]}
+    features = {video_column: feature, label_column: label or datasets.Value("string")}
+    columns = {video_column: cells, label_column: ["a", "b", "c"]}
     rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     splits = {"train": rows, "validation": rows.select([2])}
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
     name = f"hub:{tmp_path / 'saved'}"
-    data = load_video(name, video_column="film", label_column="kind")
+    data = load_video(name, video_column=video_column, label_column=label_column)
     assert data.classes == ["a", "b", "c"] and data.val[0]["label"] == 2
     dataset = VideoDataset(data.val, data, ClipOptions(6, 1), KEEP)
     assert torch.equal(dataset[0]["video"][..., 0], decode_all(files[2])[:, :, :, 8])
-    with pytest.raises(UserError, match="film, kind") as caught:
-        load_video(name)
-    assert is_one_sentence(str(caught.value))
+    if (video_column, label_column) != ("video", "label"):
+        with pytest.raises(UserError, match=f"{video_column}, {label_column}") as caught:
+            load_video(name)
+        assert is_one_sentence(str(caught.value))
     if stored == "bytes":
-        with pytest.raises(UserError, match=r"film of .* doesn't hold classes"):
-            load_video(name, video_column="film", label_column="film")
-        with pytest.raises(UserError, match=r"kind of .* doesn't hold videos"):
-            load_video(name, video_column="kind", label_column="kind")
+        columns = {"video_column": video_column, "label_column": label_column}
+        for wrong, reason in (
+            ({"label_column": video_column}, rf"{video_column} of .* holds no labels"),
+            ({"video_column": label_column}, rf"{label_column} of .* doesn't hold videos"),
+        ):
+            with pytest.raises(UserError, match=reason) as caught:
+                load_video(name, **(columns | wrong))
+            assert is_one_sentence(str(caught.value))
+
+
+def test_hub_videos_are_not_copied(tmp_path):
+    file = make_video(tmp_path / "v.mp4", frames=3)
+    cells = [{"path": None, "bytes": file.read_bytes()}] * 12
+    labels = ["b", *["a", "b"] * 5, "a"]
+    features = datasets.Features(
+        {"video": datasets.Video(decode=False), "label": datasets.Value("string")}
+    )
+    rows = datasets.Dataset.from_dict({"video": cells, "label": labels}, features=features)
+    rows.save_to_disk(str(tmp_path / "saved"))
+    before = sorted((tmp_path / "saved").rglob("*"))
+    data = load_video(f"hub:{tmp_path / 'saved'}")  # rows 0 and 10 are held out
+    assert sorted((tmp_path / "saved").rglob("*")) == before
+    assert [row["label"] for row in data.val] == [1, 1]
+    assert [row["label"] for row in data.train] == [0, 1] * 4 + [0, 0]
+    assert data.train[3]["video"]["bytes"] == file.read_bytes() and data.train[3]["start"] is None
 
 
 @pytest.mark.parametrize("dataset", ["folder", "ucf101", "kinetics", "hub:no/such", "typo"])
@@ -487,6 +512,40 @@ def test_evaluation_takes_clips_and_windows(shapes):
         for window, left in enumerate((0, 4, 8)):
             expected = whole[chosen][..., left : left + 40]
             assert torch.equal(batch["video"][0, 3 * place + window], expected)
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "b_frames.avi"])
+def test_clips_of_a_video_are_read_in_one_go(tmp_path, monkeypatch, name):
+    for split in ("train", "val"):
+        for kind in "ab":
+            make_video(tmp_path / split / kind / name, frames=250, bf="2" if "avi" in name else "0")
+    data = load_video("folder", str(tmp_path))
+    windows = EvalTransform(32, (32, 32), 3)
+    path = tmp_path / "val/a" / name
+    for clips in (1, 3, 10):
+        clip = ClipOptions(4, 2, eval_clips=clips)
+        with opened(path) as video:
+            alone = [
+                windows(tv_tensors.Video(video.read(clip_numbers(video.times, clip, place), 32)))
+                for place in clip.positions()
+            ]
+        decoded, rows, container = [], [], PyavVideo._stretch
+
+        def count(self, numbers, decoded=decoded, container=container):
+            decoded.append(numbers)
+            return container(self, numbers)
+
+        dataset = VideoDataset(data.val, data, clip, windows, train=False)
+        monkeypatch.setattr(PyavVideo, "_stretch", count)
+        reading = type(data.val).__getitem__
+        monkeypatch.setattr(
+            type(data.val), "__getitem__", lambda *a, r=rows, f=reading: r.append(1) or f(*a)
+        )
+        sample = dataset[0, 0]
+        monkeypatch.undo()
+        assert torch.equal(sample["video"], torch.cat(alone))
+        # Stretches that lie far apart are searched for; a file that can't be searched is read once.
+        assert len(decoded) == (3 if clips == 3 and name == "v.mp4" else 1) and len(rows) == 1
 
 
 def test_windows_lie_along_the_longer_side():

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 from torchvision import tv_tensors
 
-from data.decode import SampleError
+from data.decode import SampleError, cell_name
 from data.sources import spread
 from data.stream import sample_seed
 from data.video.base import Video
@@ -26,6 +27,8 @@ __all__ = [
     "collate_train",
     "load_video",
 ]
+
+Row = dict[str, Any]  # video, label, start, end
 
 
 def load_video(
@@ -120,23 +123,24 @@ class VideoDataset(Dataset):
             SampleError: the clip can't be decoded completely; the message names the file.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
+        row = self.rows[index]
         # Forked, so that without workers the main process's own random state stays untouched.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
-            with self.open(index) as video:
+            with self._open(row, index) as video:
+                first, stop = _segment(row, index, video)
+                times = video.times[first:stop]
                 places = [torch.rand(()).item()] if self.train else self.clip.positions()
-                clips = [self._clip(video, index, place) for place in places]
+                numbers = [first + clip_numbers(times, self.clip, place) for place in places]
+                # In one go: the clips of evaluation share frames, or the way to them.
+                frames = video.read(np.concatenate(numbers), self.transform.draw_short_side())
+            clips = frames.split(self.clip.frames)
+            clips = [self.transform(tv_tensors.Video(clip)) for clip in clips]
         return {
             "video": clips[0] if self.train else torch.cat(clips),
-            "label": self.rows[index]["label"],
+            "label": row["label"],
             "index": index,
         }
-
-    def _clip(self, video: Video, index: int, place: float) -> torch.Tensor:
-        first, stop = self.segment(video, index)
-        numbers = first + clip_numbers(video.times[first:stop], self.clip, place)
-        frames = video.read(numbers, self.transform.draw_short_side())
-        return self.transform(tv_tensors.Video(frames))
 
     def open(self, index: int) -> Video:
         """The whole video of a sample, to be closed by the caller.
@@ -144,7 +148,10 @@ class VideoDataset(Dataset):
         Raises:
             SampleError: it is missing, or no video; the message names the file.
         """
-        return self.data.open(self.rows[index]["video"], self.name(index), self.clip.decoder)
+        return self._open(self.rows[index], index)
+
+    def _open(self, row: Row, index: int) -> Video:
+        return self.data.open(row["video"], _name(row, index), self.clip.decoder)
 
     def segment(self, video: Video, index: int) -> tuple[int, int]:
         """First frame of a sample within its video, and the one after its last.
@@ -152,18 +159,25 @@ class VideoDataset(Dataset):
         Raises:
             SampleError: there is no frame between its start and end.
         """
-        row = self.rows[index]
-        first, stop = segment(video.times, row["start"], row["end"])
-        if first == stop:
-            raise SampleError(
-                f"{self.name(index)} has no frame between {row['start']} and {row['end']} seconds, "
-                f"since it has {len(video.times)} frames: correct its start and end, or remove it."
-            )
-        return first, stop
+        return _segment(self.rows[index], index, video)
 
     def name(self, index: int) -> str:
         """The video's file, or where there is none the sample's number."""
-        return self.rows[index]["video"]["path"] or f"video of sample {index}"
+        return _name(self.rows[index], index)
+
+
+def _name(row: Row, index: int) -> str:
+    return cell_name(row["video"], f"video of sample {index}")
+
+
+def _segment(row: Row, index: int, video: Video) -> tuple[int, int]:
+    first, stop = segment(video.times, row["start"], row["end"])
+    if first == stop:
+        raise SampleError(
+            f"{_name(row, index)} has no frame between {row['start']} and {row['end']} seconds, "
+            f"since it has {len(video.times)} frames: correct its start and end, or remove it."
+        )
+    return first, stop
 
 
 def collate_train(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

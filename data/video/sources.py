@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 
 from data.decode import Cell
+from data.hub_columns import Media, class_ids, classes_of, labelled, require_columns
 from data.sources import PICTURES, TRAIN, VAL, data_root, open_hub
 from data.video import synthetic as synthetic_video
 from data.video.base import Video
@@ -20,6 +21,7 @@ from errors import UserError
 
 VIDEOS = {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
 COLUMN = datasets.Video(decode=False)
+SECONDS = datasets.Value("float64")
 SYNTHETIC_COUNTS = (800, 120)
 
 
@@ -50,7 +52,7 @@ class VideoData:
 class Clip:
     """A labelled video, or a part of one: ``start`` to ``end`` in seconds."""
 
-    path: str
+    path: str | None
     label: str
     start: float | None = None
     end: float | None = None
@@ -142,22 +144,9 @@ def load_hub(name: str, video_column: str, label_column: str) -> VideoData:
     """A data set of the Hugging Face hub, ``id`` or ``id:configuration``, or a local path."""
     *splits, notes = open_hub(name)
     for rows in splits:
-        for option, column in (("--video_column", video_column), ("--label_column", label_column)):
-            if column not in rows.column_names:
-                raise UserError(
-                    f"{name} has no column {column}: name one of {', '.join(rows.column_names)} "
-                    f"with {option}."
-                )
-    feature = splits[0].features[label_column]
-    if isinstance(feature, datasets.ClassLabel):
-        classes = feature.names
-    elif isinstance(feature, datasets.Value):
-        classes = [str(label) for label in sorted(set(splits[0][label_column]))]
-    else:
-        raise UserError(
-            f"The column {label_column} of {name} doesn't hold classes: choose another with "
-            "--label_column."
-        )
+        wanted = {"--video_column": video_column, "--label_column": label_column}
+        require_columns(rows, name, wanted)
+    classes = classes_of(splits[0], name, label_column)
     train, val = (_hub_rows(rows, name, video_column, label_column, classes) for rows in splits)
     return VideoData(train, val, classes, notes)
 
@@ -173,33 +162,15 @@ SOURCES: dict[str, Callable[..., VideoData]] = {
 def _hub_rows(
     rows: datasets.Dataset, name: str, video_column: str, label_column: str, classes: list[str]
 ) -> datasets.Dataset:
-    labels = rows[label_column]
-    if isinstance(rows.features[label_column], datasets.ClassLabel):
-        labels = [rows.features[label_column].names[i] if i >= 0 else "no class" for i in labels]
-    labels = [str(label) for label in labels]
-    unknown = next((label for label in labels if label not in classes), None)
-    if unknown is not None:
-        raise UserError(
-            f"The column {label_column} of {name} holds {unknown}, which is no class of its "
-            "training split: choose another with --label_column, or remove those videos."
-        )
-    if rows.features[video_column] == datasets.Value("string"):
-        folder = Path(name).expanduser()  # of a local data set, with paths relative to it
-        paths = [str(folder / path) if folder.is_dir() else path for path in rows[video_column]]
-        return _rows([Clip(*clip) for clip in zip(paths, labels, strict=True)], classes)
-    try:
-        rows = rows.select_columns([video_column]).rename_column(video_column, "video")
-        rows = rows.cast(datasets.Features({"video": COLUMN}))
-    except Exception as error:
-        raise UserError(
-            f"The column {video_column} of {name} doesn't hold videos: choose another with "
-            "--video_column."
-        ) from error
-    schema, nothing = _schema(classes), [None] * len(rows)
-    ids = [classes.index(label) for label in labels]
-    for column, values in (("label", ids), ("start", nothing), ("end", nothing)):
-        rows = rows.add_column(column, values, feature=schema[column])
-    return rows
+    if rows.features[video_column] != datasets.Value("string"):
+        media = Media("video", COLUMN, "videos", {"start": SECONDS, "end": SECONDS})
+        return labelled(rows, name, media, video_column, label_column, classes)
+    folder = Path(name).expanduser()  # of a local data set, with paths relative to it
+    paths = rows[video_column][:]
+    if folder.is_dir():
+        paths = [None if path is None else str(folder / path) for path in paths]
+    ids = class_ids(rows, name, label_column, classes)
+    return _rows([Clip(path, classes[i]) for path, i in zip(paths, ids, strict=True)], classes)
 
 
 def _videos_below(folder: Path) -> list[Path]:
@@ -237,9 +208,8 @@ def _data(
 
 
 def _schema(classes: list[str]) -> datasets.Features:
-    seconds = datasets.Value("float64")
     label = datasets.ClassLabel(names=classes)
-    return datasets.Features({"video": COLUMN, "label": label, "start": seconds, "end": seconds})
+    return datasets.Features({"video": COLUMN, "label": label, "start": SECONDS, "end": SECONDS})
 
 
 def _rows(clips: Sequence[Clip], classes: list[str]) -> datasets.Dataset:
