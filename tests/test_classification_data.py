@@ -93,7 +93,8 @@ def test_stored_png_is_read_back_by_everything(shape):
 def test_folder_of_splits(tmp_path, train, val):
     make_folder(tmp_path, (train, val))
     data = load_classification("folder", str(tmp_path))
-    assert data.classes == ["cat", "dog"] and data.notes == ()
+    assert data.classes == ["cat", "dog"] and len(data.notes) == (val == "test")
+    assert all("test is used to validate" in note for note in data.notes)
     assert labels(data.train) == labels(data.val) == ["cat"] * 3 + ["dog"] * 2
     paths = [row["image"]["path"] for row in data.train]
     assert [Path(path).parent.name for path in paths] == labels(data.train)
@@ -422,6 +423,16 @@ def test_hub_pictures_are_not_copied(tmp_path):
     data = load_classification(f"hub:{tmp_path / 'saved'}", **COLUMNS)  # holds out 0 and 10
     assert sorted((tmp_path / "saved").rglob("*")) == before
     assert data.train["label"] == [0, *[1, 0] * 4, 0] and data.val["label"] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "feature", [datasets.Value("string"), datasets.ClassLabel(names=["x", "y"])]
+)
+def test_hub_samples_without_a_label(tmp_path, feature):
+    hub_rows(feature, ["x", "y", None] * 4).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match=r"kind of .* has no label for sample 1") as caught:
+        load_classification(f"hub:{tmp_path / 'saved'}", **COLUMNS)
+    assert is_one_sentence(str(caught.value))
 
 
 def test_hub_labels_are_taken_by_name(tmp_path):

@@ -334,6 +334,56 @@ def test_ucf101(tmp_path, videos):
     assert is_one_sentence(str(caught.value))
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "fragment"),
+    [
+        ("classInd.txt", "Yo\n2 Box\n", "line Yo"),
+        ("classInd.txt", "\n", "0 classes"),
+        ("classInd.txt", "2 Yo\n1 Box\n", "number 2"),
+        ("trainlist01.txt", "caf\xe9/v.avi 1\n", r"trainlist01\.txt is not text"),
+        ("trainlist01.txt", "Yo/v.avi 2\n", "class 2"),
+    ],
+)
+def test_bad_lists_of_ucf101(tmp_path, file, content, fragment):
+    for kind in ("Yo", "Box"):
+        make_video(tmp_path / kind / "v.avi", frames=2)
+    for name, text in {
+        "classInd.txt": "1 Yo\n2 Box\n",
+        "trainlist01.txt": "Yo/v.avi 1\nBox/v.avi 2\n",
+        "testlist01.txt": "Yo/v.avi\n",
+    }.items():
+        (tmp_path / name).write_text(content if name == file else text, encoding="latin-1")
+    with pytest.raises(UserError, match=fragment) as caught:
+        load_video("ucf101", str(tmp_path))
+    assert is_one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize("kinds", [["run"], ["run", "jump"]])
+def test_folder_of_one_class_or_of_an_empty_one(tmp_path, kinds):
+    make_folder(tmp_path, ["run"], count=1)
+    (tmp_path / "train" / kinds[-1]).mkdir(exist_ok=True)
+    with pytest.raises(UserError, match="takes 2" if len(kinds) == 1 else "train/jump") as caught:
+        load_video("folder", str(tmp_path))
+    assert is_one_sentence(str(caught.value))
+
+
+def test_test_data_that_validate_are_noted(tmp_path):
+    make_folder(tmp_path, count=1)
+    assert not load_video("folder", str(tmp_path)).notes
+    (tmp_path / "val").rename(tmp_path / "test")
+    (note,) = load_video("folder", str(tmp_path)).notes
+    assert "test is used to validate" in note and is_one_sentence(note)
+    make_video(tmp_path / "a.mp4", frames=2)
+    table = "label,file\nx,a.mp4\ny,a.mp4\n"
+    for name in ("train", "validate", "test"):
+        (tmp_path / f"{name}.csv").write_text(table)
+    data = load_video("kinetics", str(tmp_path))
+    assert not data.notes  # Kinetics calls the list for validation validate
+    (tmp_path / "validate.csv").unlink()
+    (note,) = load_video("kinetics", str(tmp_path)).notes
+    assert "test is used to validate" in note
+
+
 def write_table(path: Path, header: str, *lines: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join([header, *lines]) + "\n")
@@ -388,11 +438,15 @@ def test_simple_table(tmp_path):
         ("label,file\nx\n", "Line 2"),
         ("label,file\nx,none.mp4\n", "none.mp4"),
         ("label,youtube_id,time_start,time_end\nx,y,1,2\n", "no video"),
+        (f"label,file\nx,a.mp4\nx,{'a' * 200_000}\n", "Line 3"),
+        ("label,file\ncaf\xe9,a.mp4\n", r"train\.csv is not text"),
+        ("label,file\nx,a.mp4\n", "takes 2"),
     ],
 )
 def test_bad_tables(tmp_path, content, fragment):
     make_video(tmp_path / "a.mp4", frames=2)
-    (tmp_path / "train.csv").write_text(content)
+    (tmp_path / "train.csv").write_text(content, encoding="latin-1")
+    (tmp_path / "val.csv").write_text("label,file\nx,a.mp4\n")
     with pytest.raises(UserError, match=fragment) as caught:
         load_video("kinetics", str(tmp_path))
     assert is_one_sentence(str(caught.value))
@@ -432,6 +486,34 @@ def test_hub(tmp_path, stored, video_column, label_column):
             with pytest.raises(UserError, match=reason) as caught:
                 load_video(name, **(columns | wrong))
             assert is_one_sentence(str(caught.value))
+
+
+def test_hub_rows_without_video_or_label(tmp_path):
+    make_video(tmp_path / "saved/v.mp4", frames=2)
+    columns = {"video": ["v.mp4", None], "label": ["a", "b"]}
+    splits = {name: datasets.Dataset.from_dict(columns) for name in ("train", "val")}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
+    data = load_video(f"hub:{tmp_path / 'saved'}")
+    with pytest.raises(SampleError, match="video of sample 1 holds no video") as caught:
+        VideoDataset(data.train, data, ClipOptions(2, 1), KEEP)[1]
+    assert is_one_sentence(str(caught.value))
+    columns["label"] = ["a", None]
+    for label in (datasets.Value("string"), datasets.ClassLabel(names=["a", "b"])):
+        features = datasets.Features({"video": datasets.Value("string"), "label": label})
+        rows = datasets.Dataset.from_dict(columns, features=features)
+        rows.save_to_disk(str(tmp_path / "unlabelled"))
+        with pytest.raises(UserError, match="label") as caught:
+            load_video(f"hub:{tmp_path / 'unlabelled'}")
+        assert is_one_sentence(str(caught.value))
+
+
+def test_hub_split_without_rows(monkeypatch):
+    rows = datasets.Dataset.from_dict({"video": ["a.mp4", "b.mp4"], "label": ["a", "b"]})
+    splits = datasets.DatasetDict({"train": rows, "val": rows.select([])})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: splits)
+    with pytest.raises(UserError, match="split val of some/one is empty") as caught:
+        load_video("hub:some/one")
+    assert is_one_sentence(str(caught.value))
 
 
 def test_hub_videos_are_not_copied(tmp_path):
@@ -621,7 +703,7 @@ def break_file(path: Path, kind: str) -> None:
 @pytest.mark.parametrize("suffix", ["mp4", "avi"])
 def test_broken_files_are_named(tmp_path, kind, suffix):
     for split in ("train", "val"):
-        make_video(tmp_path / split / f"a/good.{suffix}", size=(64, 64))
+        make_video(tmp_path / split / f"b/good.{suffix}", size=(64, 64))
         make_video(tmp_path / split / f"a/broken.{suffix}", size=(64, 64), qmax="2")
     dataset = dataset_of(tmp_path, 30)
     path = tmp_path / f"train/a/broken.{suffix}"
@@ -657,7 +739,7 @@ def test_beginning_of_a_cut_off_file_can_be_used(tmp_path):
 def test_segment_without_frames_is_named(tmp_path):
     make_video(tmp_path / "a.mp4", frames=10)
     for name in ("train.csv", "val.csv"):
-        (tmp_path / name).write_text("label,file,start,end\nx,a.mp4,3,4\n")
+        (tmp_path / name).write_text("label,file,start,end\nx,a.mp4,3,4\ny,a.mp4,,\n")
     data = load_video("kinetics", str(tmp_path))
     with pytest.raises(SampleError, match=r"a\.mp4") as caught:
         VideoDataset(data.train, data, ClipOptions(), KEEP)[0]

@@ -16,7 +16,16 @@ from torchvision.datasets.folder import make_dataset
 from data import synthetic
 from data.hub_columns import Media, classes_of, labelled, require_columns
 from data.png import stored_png
-from data.sources import PICTURES, TRAIN, VAL, data_root, evenly_spaced, open_hub
+from data.sources import (
+    PICTURES,
+    TRAIN,
+    VAL,
+    data_root,
+    evenly_spaced,
+    open_hub,
+    require_classes,
+    stand_in_note,
+)
 from errors import UserError
 
 IMAGE = datasets.Image(decode=False)
@@ -105,7 +114,8 @@ def load_folder(data_dir: str | None, **_: object) -> ClassificationData:
                 f"{val_root} has the class {unknown[0]}, which {train_root} has not: remove it or "
                 "add pictures for training."
             )
-        val, notes = _pictures(val_root, classes, may_lack=True), ()
+        val = _pictures(val_root, classes, may_lack=True)
+        notes = stand_in_note(root, val_root.name)
     splits = (rows(*zip(*samples, strict=True), classes) for samples in (train, val))
     return ClassificationData(*splits, classes, notes)
 
@@ -150,6 +160,7 @@ def load_hub(name: str, image_column: str, label_column: str) -> ClassificationD
         wanted = {"--image_column": image_column, "--label_column": label_column}
         require_columns(split, name, wanted)
     classes = classes_of(splits[0], name, label_column)
+    require_classes(classes, name)
     media = Media("image", IMAGE, "pictures")
     return ClassificationData(
         *(labelled(split, name, media, image_column, label_column, classes) for split in splits),

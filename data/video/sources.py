@@ -12,7 +12,16 @@ import datasets
 
 from data.decode import Cell
 from data.hub_columns import Media, class_ids, classes_of, labelled, require_columns
-from data.sources import PICTURES, TRAIN, VAL, data_root, open_hub
+from data.sources import (
+    PICTURES,
+    TRAIN,
+    VAL,
+    data_root,
+    open_hub,
+    read_text,
+    require_classes,
+    stand_in_note,
+)
 from data.video import synthetic as synthetic_video
 from data.video.base import Video
 from data.video.decode import open_video
@@ -81,16 +90,19 @@ def load_folder(data_dir: str | None, **_: object) -> VideoData:
         folder = next((root / name for name in names if (root / name).is_dir()), None)
         if folder is None:
             raise UserError(f"{root} has no folder {names[0]}: it must hold {expected}.")
-        clips = [
-            Clip(str(path), kind.name)
-            for kind in sorted(folder.iterdir())
-            if kind.is_dir() and not kind.name.startswith(".")
-            for path in _videos_below(kind)
-        ]
+        kinds = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+        kinds = {path: _videos_below(path) for path in kinds if not path.name.startswith(".")}
+        clips = [Clip(str(path), kind.name) for kind, paths in kinds.items() for path in paths]
         if not clips:
             raise UserError(f"{folder} holds no videos: put them into {folder.name}/<class>/.")
+        empty = next((kind for kind, paths in kinds.items() if not paths), None)
+        if empty and names is TRAIN:
+            raise UserError(
+                f"There are no videos in {empty}: put the class's videos there, or remove the "
+                "folder."
+            )
         splits.append(clips)
-    return _data(*splits, str(root))
+    return _data(*splits, str(root), notes=stand_in_note(root, folder.name))
 
 
 def load_ucf101(data_dir: str | None, split: int, **_: object) -> VideoData:
@@ -105,10 +117,11 @@ def load_ucf101(data_dir: str | None, split: int, **_: object) -> VideoData:
             f"{root} has no {', '.join(names)}, nor has a folder in it: it must hold {expected}, "
             "and --split be 1, 2 or 3."
         )
-    classes = [line.split()[1] for line in _lines(folder / names[0])]
+    numbers = _class_numbers(folder / names[0])
     splits = []
     for name in names[1:]:
-        videos = [line.split()[0] for line in _lines(folder / name)]
+        listed = _lines(folder / name)
+        videos = [video for video, *_ in listed]
         base = next((f for f in lists if videos and (f / videos[0]).is_file()), None)
         missing = next((v for v in videos if base and not (base / v).is_file()), None)
         if base is None or missing:
@@ -116,8 +129,33 @@ def load_ucf101(data_dir: str | None, split: int, **_: object) -> VideoData:
                 f"{missing or next(iter(videos), 'A video')} is not below {base or root} although "
                 f"{folder / name} names it: unpack the videos there."
             )
+        for video, *number in listed:
+            kind = Path(video).parts[0]
+            if number and number[0] != numbers.get(kind, number[0]):
+                raise UserError(
+                    f"{folder / name} says that {video} is of class {number[0]}, but {names[0]} "
+                    f"gives {kind} the number {numbers[kind]}: take both from the same release."
+                )
         splits.append([Clip(str(base / video), Path(video).parts[0]) for video in videos])
-    return _data(*splits, str(folder), classes)
+    return _data(*splits, str(folder), list(numbers))
+
+
+def _class_numbers(file: Path) -> dict[str, str]:
+    """The number of each class in a file of lines ``1 ApplyEyeMakeup``."""
+    numbers = {}
+    for fields in _lines(file):
+        if len(fields) != 2 or not fields[0].isdecimal():
+            raise UserError(
+                f"{file} has the line {' '.join(fields)}, but its lines are a number and a class, "
+                "such as 1 ApplyEyeMakeup."
+            )
+        numbers[fields[1]] = fields[0]
+    return numbers
+
+
+def _lines(file: Path) -> list[list[str]]:
+    """The words of each line that isn't blank."""
+    return [line.split() for line in read_text(file).splitlines() if line.strip()]
 
 
 def load_kinetics(data_dir: str | None, **_: object) -> VideoData:
@@ -135,6 +173,7 @@ def load_kinetics(data_dir: str | None, **_: object) -> VideoData:
             raise UserError(f"{root} has no {names[0]}.csv: it must hold {expected}.")
         rows, missing = read_kinetics(table, root, files)
         splits.append([Clip(*row) for row in rows])
+        notes += stand_in_note(root, table.stem)
         if missing:
             notes.append(f"{missing} videos of {table} are not below {root} and are left out.")
     return _data(*splits, str(root), notes=tuple(notes))
@@ -147,6 +186,7 @@ def load_hub(name: str, video_column: str, label_column: str) -> VideoData:
         wanted = {"--video_column": video_column, "--label_column": label_column}
         require_columns(rows, name, wanted)
     classes = classes_of(splits[0], name, label_column)
+    require_classes(classes, name)
     train, val = (_hub_rows(rows, name, video_column, label_column, classes) for rows in splits)
     return VideoData(train, val, classes, notes)
 
@@ -185,10 +225,6 @@ def _videos_below(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _lines(file: Path) -> list[str]:
-    return [line for line in file.read_text().splitlines() if line.strip()]
-
-
 def _data(
     train: Sequence[Clip],
     val: Sequence[Clip],
@@ -197,7 +233,9 @@ def _data(
     notes: tuple[str, ...] = (),
 ) -> VideoData:
     """Rows of the clips; the classes, unless given, are those of the training clips, sorted."""
-    classes = classes or sorted({clip.label for clip in train})
+    if classes is None:
+        classes = sorted({clip.label for clip in train})
+    require_classes(classes, where)
     unknown = next((clip for clip in (*train, *val) if clip.label not in classes), None)
     if unknown:
         raise UserError(
