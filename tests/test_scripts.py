@@ -75,6 +75,7 @@ CASES = {
     "train_video": Case(
         task="video",
         metrics={"top1", "top5", "mean_recall", "loss"},
+        scalars={"looped_per_image"},
         pictures={"predictions", "confusion"},
         changes=[
             {"model": "syncbnnet2plus1d"},

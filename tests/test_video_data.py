@@ -770,6 +770,8 @@ def test_survey_measures_and_counts_short_videos(tmp_path):
     dataset = dataset_of(tmp_path, frames=13)
     seen = survey_videos(dataset, num_workers=1)
     assert not seen.problems and seen.short == 2
+    loaded = collate_train([dataset[0, number] for number in range(6)])
+    assert loaded["looped"].sum() == 2
     assert sorted(seen.frames.tolist()) == [12, 12, 13, 13, 14, 14]
     assert np.allclose(seen.seconds, seen.frames / 25)
     lines = "\n".join(seen.lines(dataset.data.classes))

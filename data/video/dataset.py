@@ -13,7 +13,7 @@ from data.decode import SampleError, cell_name
 from data.sources import spread
 from data.stream import sample_seed
 from data.video.base import Video
-from data.video.clips import ClipOptions, clip_numbers, segment
+from data.video.clips import ClipOptions, clip_numbers, is_short, segment
 from data.video.decode import torchcodec_decoder
 from data.video.sources import SOURCES, VideoData, load_hub
 from data.video.transforms import EvalTransform, TrainTransform
@@ -116,8 +116,9 @@ class VideoDataset(Dataset):
         """The sample of a key ``(epoch, index)``; a bare index is epoch 0.
 
         Returns:
-            {"video": uint8, "label": int, "index": int}; the video is (T, 3, H, W) in training and
-            (clips x windows, T, 3, H, W) in evaluation.
+            {"video": uint8, "label": int, "index": int, "looped": bool}; the video is (T, 3, H, W)
+            in training and (clips x windows, T, 3, H, W) in evaluation, and looped if it is too
+            short for a clip, so that frames repeat.
 
         Raises:
             SampleError: the clip can't be decoded completely; the message names the file.
@@ -140,6 +141,7 @@ class VideoDataset(Dataset):
             "video": clips[0] if self.train else torch.cat(clips),
             "label": row["label"],
             "index": index,
+            "looped": is_short(times, self.clip),
         }
 
     def open(self, index: int) -> Video:
@@ -184,7 +186,8 @@ def collate_train(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Stack clips.
 
     Returns:
-        {"video": uint8 (B, T, 3, H, W), "label": int64 (B,), "index": int64 (B,)}.
+        {"video": uint8 (B, T, 3, H, W), "label": int64 (B,), "index": int64 (B,), "looped": bool
+        (B,)}.
     """
     return default_collate(samples)  # in a worker it stacks right into shared memory
 
