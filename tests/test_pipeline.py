@@ -378,6 +378,8 @@ def test_options_are_read_and_checked() -> None:
     assert parse(Options, "", ["--split_at=[layer2, layer4]"]).cuts == options.cuts
     with pytest.raises(UserError, match="--microbatches is 0"):
         parse(Options, "", ["--microbatches=0"])
+    with pytest.raises(UserError, match="--momentum is inf"):
+        parse(Options, "", ["--momentum=.inf"])
     with pytest.raises(UserError, match="makes 2 stages, not 3"):
         parse(Options, "", ["--split_at=layer3", "--stages=3"])
 
