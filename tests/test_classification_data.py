@@ -22,6 +22,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from data import synthetic
+from data.classification import sources
 from data.classification.check import survey
 from data.classification.dataset import (
     ClassificationDataset,
@@ -327,6 +328,11 @@ class Trap:
 def test_a_pickle_that_was_not_published_is_never_loaded(tmp_path, monkeypatch):
     folder, _ = make_cifar(tmp_path, monkeypatch, fine=False)
     (folder / "data_batch_3").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+
+    def download(self):
+        raise AssertionError("over what the user is asked to look at first")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", download)
     with pytest.raises(UserError, match="published files of cifar10") as caught:
         load_classification("cifar10", str(tmp_path))
     assert str(folder) in str(caught.value) and is_one_sentence(str(caught.value))
@@ -415,6 +421,16 @@ def test_hub_labels_of_every_kind(tmp_path, feature, values, classes):
     expected = [classes.index(v) if isinstance(v, str) else v for v in values]
     assert data.train["label"] == expected and data.val["label"] == expected[1:]
     assert ClassificationDataset(data.val, data).read(0)[0].shape == (3, 12, 16)
+
+
+def test_pictures_that_fill_several_arrow_arrays(monkeypatch):
+    """One array holds 2 GB, which 512 pictures of 1200x1200 exceed."""
+    whole = load_classification("fake", limit_train=5, limit_val=2, image_size=(8, 8))
+    size = len(whole.train[0]["image"]["bytes"])
+    monkeypatch.setattr(sources, "MOST_BYTES", 2 * size)
+    pieces = load_classification("fake", limit_train=5, limit_val=2, image_size=(8, 8))
+    assert pieces.train.data.column("image").num_chunks == 3
+    assert pieces.train[:] == whole.train[:] and pieces.val[:] == whole.val[:]
 
 
 def test_hub_pictures_are_not_copied(tmp_path):

@@ -29,6 +29,7 @@ from data.sources import (
 from errors import UserError
 
 IMAGE = datasets.Image(decode=False)
+MOST_BYTES = 2**30  # of pictures in one Arrow array
 SYNTHETIC_SAMPLES = {"train": 600, "val": 180}
 
 
@@ -177,12 +178,22 @@ def rows(
 ) -> datasets.Dataset:
     """Rows of the schema: pictures at ``paths``, or in ``files`` with ``paths`` as their names."""
     label = datasets.ClassLabel(names=list(classes))
-    # As Arrow arrays right away: for a million rows a dictionary each takes a minute.
-    image = pa.StructArray.from_arrays(
-        [pa.array(files or [None] * len(paths), pa.binary()), pa.array(paths, pa.string())],
-        names=["bytes", "path"],
-    )
-    table = pa.table({"image": image, "label": pa.array(labels, pa.int64())})
+    files = files or [None] * len(paths)
+    # As Arrow arrays right away: for a million rows a dictionary each takes a minute. In pieces,
+    # since one array holds no more than 2 GB.
+    largest = max((len(file) for file in files if file is not None), default=0)
+    size = max(1, MOST_BYTES // max(1, largest))
+    pieces = [
+        pa.StructArray.from_arrays(
+            [
+                pa.array(files[i : i + size], pa.binary()),
+                pa.array(paths[i : i + size], pa.string()),
+            ],
+            names=["bytes", "path"],
+        )
+        for i in range(0, max(1, len(paths)), size)
+    ]
+    table = pa.table({"image": pa.chunked_array(pieces), "label": pa.array(labels, pa.int64())})
     info = datasets.DatasetInfo(features=datasets.Features({"image": IMAGE, "label": label}))
     # Given, since computing one reads all data, which nothing here needs.
     return datasets.Dataset(table, info=info, fingerprint=uuid.uuid4().hex)
