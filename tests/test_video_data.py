@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
+from benchmarks import video_decoding
 from data.confusion_picture import confusion_picture
 from data.decode import SampleError
 from data.video import synthetic as synthetic_video
@@ -235,6 +236,14 @@ def test_torchcodec_gives_the_same_frames_or_a_sentence(tmp_path):
         pytest.skip("torchcodec can't be loaded here")
     with opened(path, "torchcodec") as video:
         assert torch.equal(video.read(np.arange(9, 14)), decode_all(path)[9:14])
+
+
+def test_the_benchmark_leaves_broken_files_out(tmp_path, capsys):
+    good, broken = (make_video(tmp_path / f"{name}.mp4") for name in ("good", "broken"))
+    broken.write_bytes(b"no video")
+    video_decoding.measure({".mp4": [broken, good]}, ClipOptions(4, 1), rounds=2)
+    said = capsys.readouterr().out
+    assert said.count(f"{broken} is left out") == 2 and "2 of 2" in said
 
 
 # Clips
