@@ -32,7 +32,7 @@ import functools
 import os
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ class CudaMultiGPU:
 
     Calling it splits tensors along their first dimension over the devices and gathers the outputs
     on the first. Everything else is the model's own: parameters, methods, attributes, also setting
-    them. A method other than a call runs on the first device only, with inputs as they are given.
+    them, and `model[0]`. A method other than a call runs on the first device only, with inputs as
+    they are given. `to` and the like change the type, but not the device.
     What checks for an `nn.Module`, such as `torch.compile` and `AveragedModel`, takes `.model`.
 
     Pickling and copying it keep the model and `device_ids`, and look for the devices anew. A file
@@ -67,7 +68,8 @@ class CudaMultiGPU:
 
     Raises:
         TypeError: `model` is no `nn.Module`, or is wrapped already.
-        ValueError: a device that does not exist or is named twice, or SyncBatchNorm on several.
+        ValueError: a device that does not exist or is named twice, or SyncBatchNorm on several;
+            moving the model to another device.
 
     Warns:
         UserWarning: the model has BatchNorm and there are several devices.
@@ -115,6 +117,8 @@ class CudaMultiGPU:
 
         @functools.wraps(value)
         def method(*args: Any, **kwargs: Any) -> Any:
+            if name in MOVES:
+                _refuse_to_move(self.model, name, args, kwargs)
             result = value(*args, **kwargs)
             return self if result is self.model else result
 
@@ -130,6 +134,20 @@ class CudaMultiGPU:
             raise AttributeError(f"{name} can't be deleted.")
         delattr(self.model, name)
 
+    # Python looks these up on the class, never through __getattr__.
+
+    def __len__(self) -> int:
+        return len(self.model)
+
+    def __bool__(self) -> bool:
+        return bool(self.model)  # of a network without a length, True
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.model[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.model)
+
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *dir(self.model)})
 
@@ -142,6 +160,7 @@ class CudaMultiGPU:
 
 
 OWN = ("model", "device", "device_ids", "_asked", "_run")
+MOVES = ("to", "to_empty", "cpu", "cuda", "xpu")
 
 
 def recommended_num_workers(gpus: int | None = None) -> int:
@@ -238,6 +257,20 @@ def _cuda_devices(asked: Sequence[int | str | torch.device] | None) -> list[int]
     if len(set(ids)) < len(ids):
         raise ValueError(f"device_ids names a device twice: {ids}.")
     return ids
+
+
+def _refuse_to_move(model: nn.Module, name: str, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Refuse a move of the model, after which DataParallel would look for it in the old place."""
+    probe = nn.Module()
+    for tensor in (*model.parameters(), *model.buffers()):
+        probe.register_buffer("tensor", torch.zeros((), device=tensor.device))
+        getattr(probe, name)(*args, **kwargs)
+        if probe.tensor.device != tensor.device:
+            raise ValueError(
+                f"{name} would move the model from {tensor.device} to {probe.tensor.device}: wrap "
+                "it anew to change devices, CudaMultiGPU(model.model, device_ids=...)."
+            )
+        return
 
 
 def _check_norm(model: nn.Module) -> None:

@@ -148,15 +148,22 @@ class Classification:
     def evaluate(self, model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> Tally:
         """Counts for the scores, and the surest mistakes."""
         counts = ScoreCounts(len(self.data.classes), self.device)
-        mistakes = []
+        answers = []  # on the device, so that no batch waits for it
         for batch in map(self.to_device, batches):
             probabilities = model(batch["image"]).to(self.dtype).softmax(1)
             counts.add(probabilities, batch["label"])
-            best, predictions = probabilities.max(1)
-            rows = torch.stack([best, predictions, batch["label"], batch["index"]], 1)
-            mistakes += rows[predictions != batch["label"]].tolist()  # device sync
-            mistakes = sorted(mistakes, reverse=True)[: self.options.pictures]
-        return Tally(counts.vector(), mistakes)
+            if self.options.pictures:
+                best, predictions = probabilities.max(1)
+                answers.append(torch.stack([best, predictions, batch["label"], batch["index"]]))
+        return Tally(counts.vector(), self._surest(answers))
+
+    def _surest(self, answers: list[Tensor]) -> list[list[float]]:
+        """The surest mistakes among (probability, prediction, truth, index), each a row (B,)."""
+        if not answers:
+            return []
+        rows = torch.cat(answers, 1).T.cpu()
+        mistakes = rows[rows[:, 1] != rows[:, 2]].tolist()
+        return sorted(mistakes, reverse=True)[: self.options.pictures]
 
     def metrics(self, sums: Tensor, records: list) -> dict[str, float]:
         """Top-1, top-5 of more than five classes, mean recall of the classes, loss."""

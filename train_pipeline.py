@@ -237,9 +237,9 @@ class Training:
         size = (options.image_size, options.image_size)
         self.batches = PipelineBatches(
             ClassificationDataset(data.train, data, train_transform(size), options.seed),
-            torch.tensor(data.train["label"]),
+            torch.tensor(data.train["label"][:]),
             ClassificationDataset(data.val, data, eval_transform(size), options.seed),
-            torch.tensor(data.val["label"]),
+            torch.tensor(data.val["label"][:]),
             Share(
                 place.replica,
                 place.replicas,
@@ -274,6 +274,7 @@ class Training:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, T_max=max(1, self.steps)
         )
+        self.losses: list[Tensor | None] = []  # since they were last read
         self.metrics: dict[str, dict[str, float]] = {"best": {}, "last": {}}
         self.times = Times(0.0, 0.0)
         self.total = Stopwatch()
@@ -286,7 +287,7 @@ class Training:
             asked = time.monotonic()
             batch = next(batches)
             waited = time.monotonic() - asked
-            loss = self._step(*self._to_device(*batch))
+            self.losses.append(self._step(*self._to_device(*batch)))
             lr = self.optimizer.param_groups[0]["lr"]
             self.optimizer.step()
             self.schedule.step()
@@ -296,12 +297,15 @@ class Training:
                 watch.samples += options.batch_size
             if step == 1 < self.steps:
                 self.pipeline.take_times()  # the first step makes the connections
-            if step % options.log_every == 0 or step == self.steps:
-                values = self._measure(loss) | {"lr": lr} | recent.reading()
+            logs = step % options.log_every == 0 or step == self.steps
+            evaluates = step % self.eval_every == 0 or step == self.steps
+            loss = self._read_losses(step) if logs or evaluates else None
+            if logs:
+                values = {"loss": loss, **self._bubble(), "lr": lr, **recent.reading()}
                 report.train(step, step * options.batch_size, values)
                 recent = Stopwatch()
             report.advance(step)
-            if step % self.eval_every == 0 or step == self.steps:
+            if evaluates:
                 began = time.monotonic()
                 self._evaluate(step, report, folder)
                 for watch in (recent, self.total):
@@ -328,18 +332,25 @@ class Training:
             images = (images - self.mean) / self.std
         return images, None if labels is None else labels.to(self.device, non_blocking=True)
 
-    def _measure(self, loss: Tensor | None) -> dict[str, float]:
-        """The global batch's loss, and the bubble since the last call (a collective)."""
+    def _read_losses(self, step: int) -> float:
+        """The newest step's global loss, after a look at all since the last reading (a collective).
+
+        On a GPU this waits for the device, so it is done only to log and before evaluating.
+        """
+        missing = torch.zeros((), device=self.device)
+        mine = torch.stack([missing if loss is None else loss for loss in self.losses]).double()
+        losses = sum_over_processes(mine / self.place.replicas).tolist()
+        self.losses.clear()
+        for number, loss in enumerate(losses, start=step - len(losses) + 1):
+            _refuse_non_finite("loss", loss, number)
+        return losses[-1]
+
+    def _bubble(self) -> dict[str, float]:
+        """The bubble since the last call (a collective)."""
         times = self.pipeline.take_times()
         self.times = Times(*map(sum, zip(self.times, times, strict=True)))
-        mine = 0.0 if loss is None else loss.item() / self.place.replicas
-        total = sum_over_processes(torch.tensor(mine, dtype=torch.float64, device=self.device))
         bubble = measured_bubble(times, self.place, self.device)
-        if not math.isfinite(total.item()):
-            raise UserError(
-                f"The loss is {total.item()}; lower --lr. The weights saved are from before it."
-            )
-        return {"loss": total.item()} | ({} if bubble is None else {"bubble": bubble})
+        return {} if bubble is None else {"bubble": bubble}
 
     def _evaluate(self, step: int, report: Report, folder: RunFolder | None) -> None:
         """Score the whole validation data, and save the weights (a collective)."""
@@ -351,6 +362,7 @@ class Training:
                 sums += _scores(logits[: len(labels)].to(self.dtype), labels)
         count, loss, top1, top5 = sum_over_processes(sums).tolist()
         metrics = {BEST_METRIC: top1 / count, "loss": loss / count}
+        _refuse_non_finite("validation loss", metrics["loss"], step)  # nor are such weights saved
         if self.classes > 5:
             metrics["top5"] = top5 / count
         report.evaluation(step, step * self.options.batch_size, metrics, BEST_METRIC)
@@ -389,6 +401,14 @@ class Training:
         }
 
 
+def _refuse_non_finite(what: str, loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"The {what} is {loss} at step {step}: lower --lr; weights that were saved are from "
+            "before it."
+        )
+
+
 def _scores(logits: Tensor, labels: Tensor) -> Tensor:
     """Samples, summed cross entropy, and how many are right among the first 1 and 5 guesses."""
     right = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
@@ -417,7 +437,7 @@ def main(options: Options) -> int:
     model = build_classification_model(
         options.model, len(data.classes), weights=options.weights, image_size=size
     )
-    units = units_of(model)
+    units = units_of(model, f"--model {options.model}")
     costs = costs_of(units, size)
     parts = choose_cut(options, units, costs, stages)
     described = describe(units, costs, parts)

@@ -148,9 +148,9 @@ class VideoClassification:
         return torch.full((1,), len(batch["label"]), dtype=torch.float64, device=self.device)
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor], normalizers: Tensor) -> Losses:
-        """Cross entropy per clip."""
+        """Cross entropy per clip; counts the clips whose videos are too short for them."""
         loss = cross_entropy_sum(model(batch["video"]), batch, self.options.label_smoothing)
-        return Losses({"ce": loss / normalizers[0]})
+        return Losses({"ce": loss / normalizers[0]}, counts={"looped": batch["looped"].sum()})
 
     def predict(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Probabilities (B, views, K); as many clips at a time as in a training batch."""

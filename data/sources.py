@@ -1,6 +1,6 @@
 """What the sources of every task share: finding folders, pictures, splits and hub data sets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datasets
@@ -11,7 +11,9 @@ from errors import UserError
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 # The names by which splits go, in the order in which they are looked for.
-TRAIN, VAL = ("train", "training"), ("val", "validation", "valid", "test", "testing")
+TRAIN = ("train", "training")
+TEST = ("test", "testing")
+VAL = ("val", "validation", "valid", "validate", *TEST)
 
 
 def evenly_spaced(count: int, limit: int | None) -> np.ndarray:
@@ -72,6 +74,30 @@ def picture_files(folder: Path) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(folder).with_suffix("").as_posix(), path
 
 
+def read_text(file: Path) -> str:
+    """A text file's content; UserError if it isn't UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not text in UTF-8: save it as such.") from None
+
+
+def require_classes(classes: Sequence[str], where: object) -> None:
+    """Refuse data that leave nothing to tell apart."""
+    if len(classes) < 2:
+        raise UserError(
+            f"{where} names {len(classes)} class{'es' if not classes else ''} for training, and "
+            "classifying takes 2: add another class."
+        )
+
+
+def stand_in_note(where: object, split: str) -> tuple[str, ...]:
+    """A note for the user where the split that validates is the test data."""
+    if split not in TEST:
+        return ()
+    return (f"{where} has no split val: {split} is used to validate, and to choose best weights.",)
+
+
 def open_hub(name: str) -> tuple[datasets.Dataset, datasets.Dataset, tuple[str, ...]]:
     """The training and validation split of a Hugging Face data set, and notes for the user.
 
@@ -90,8 +116,11 @@ def open_hub(name: str) -> tuple[datasets.Dataset, datasets.Dataset, tuple[str, 
             f"{name} has no split train, only {', '.join(splits)}: give another data set."
         )
     train = splits[train_name]
+    for split in (train_name, val_name):
+        if split and not len(splits[split]):
+            raise UserError(f"The split {split} of {name} is empty: give another data set.")
     if val_name:
-        return train, splits[val_name], ()
+        return train, splits[val_name], stand_in_note(name, val_name)
     if len(train) < 2:
         raise UserError(
             f"{name} has {len(train)} samples: it takes some to train, some to validate."

@@ -138,10 +138,11 @@ def create_accelerator(options: CommonOptions) -> "Accelerator":
         raise UserError("torch's SyncBatchNorm refuses the CPU; use --sync_bn_impl own or auto.")
     if options.double and precision != "no":
         raise UserError("--double computes in float64; launch it with --mixed_precision no.")
-    if not use_cpu and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if fsdp and not use_cpu:
         raise UserError(
-            "FSDP shards the weights, which this script's EMA and checkpoints don't support; "
-            "launch it with accelerate_configs/2gpu.yaml (DistributedDataParallel) instead."
+            "FSDP shards the weights, which this script keeps and saves whole; launch it with "
+            "accelerate_configs/2gpu.yaml (DistributedDataParallel) instead."
         )
 
     # Its successor, forward_sync_buffers, doesn't exist in torch 2.11.
@@ -159,9 +160,11 @@ def create_accelerator(options: CommonOptions) -> "Accelerator":
             InitProcessGroupKwargs(init_method=meeting_url()),
         ],
     )
-    if use_cpu and not options.cpu and world_size > 1:
+    if use_cpu and world_size > 1 and (fsdp or not options.cpu):
+        why = "As --cpu says" if options.cpu else "No GPU here"
+        whole = ", each with all of its weights: FSDP is left out" if fsdp else ""
         accelerator.print(
-            f"No GPU here: {world_size} processes train one model together on the CPU (gloo)."
+            f"{why}: {world_size} processes train one model together on the CPU (gloo){whole}."
         )
     return accelerator
 

@@ -7,6 +7,7 @@ the slow imports begin.
 import dataclasses
 import difflib
 import itertools
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -233,8 +234,18 @@ def parse(options_class: type[Options], description: str, args: list[str] | None
         raise UserError(_explain(error, options_class, script)) from None
     values.pop("config", None)
     options = options_class(**vars(values))
+    _refuse_non_finite(options)
     options.check()
     return options
+
+
+def _refuse_non_finite(options: CommonOptions) -> None:
+    """Refuse infinities and what is no number, which no range of an option can mean."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        numbers = value if isinstance(value, list) else [value]
+        if not all(math.isfinite(n) for n in numbers if isinstance(n, float)):
+            raise UserError(f"--{field.name} is {value}; give a finite number.")
 
 
 class HelpFormatter(jsonargparse.DefaultHelpFormatter):

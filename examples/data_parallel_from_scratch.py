@@ -276,8 +276,8 @@ def compare_allreduces(params: list[Tensor], devices: list[torch.device], times:
 def main(options: argparse.Namespace) -> float:
     """Train, and return the test accuracy."""
     devices = find_devices(options.devices)
-    if min(options.batch_size, options.epochs, options.lr) <= 0:
-        raise UserError("--batch_size, --epochs and --lr must be above 0.")
+    if not (min(options.batch_size, options.epochs) > 0 < options.lr < math.inf):
+        raise UserError("--batch_size, --epochs and --lr must be above 0, and finite.")
     if options.scale_lr and not options.scale_batch:
         raise UserError("--scale_lr is for a larger batch: add --scale_batch.")
     batch_size = options.batch_size * (len(devices) if options.scale_batch else 1)

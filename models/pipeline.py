@@ -52,11 +52,12 @@ class GlobalMean(nn.Module):
         return x.mean(dim=tuple(range(2, x.ndim)))
 
 
-def units_of(model: nn.Module) -> list[Unit]:
+def units_of(model: nn.Module, name: str = "This network") -> list[Unit]:
     """The network as units, which applied one after the other are its forward.
 
     Args:
         model: torchvision's ResNet, of any depth and width, or SyncBNNet.
+        name: what a message calls it.
 
     Raises:
         UserError: any other network.
@@ -73,8 +74,8 @@ def units_of(model: nn.Module) -> list[Unit]:
         head = "head"
     else:
         raise UserError(
-            f"{type(model).__name__} can't be cut into stages: choose --model resnet18, resnet34, "
-            "resnet50 or another of torchvision's ResNets, or syncbnnet, _s, _m or _l."
+            f"{name} can't be cut into stages: choose --model resnet18, resnet34, resnet50 or "
+            "another of torchvision's ResNets, or syncbnnet, _s, _m or _l."
         )
     units = [Unit(stem[0], {name: model.get_submodule(name) for name in stem})]
     for stage in blocks:

@@ -22,6 +22,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from data import synthetic
+from data.classification import sources
 from data.classification.check import survey
 from data.classification.dataset import (
     ClassificationDataset,
@@ -93,7 +94,8 @@ def test_stored_png_is_read_back_by_everything(shape):
 def test_folder_of_splits(tmp_path, train, val):
     make_folder(tmp_path, (train, val))
     data = load_classification("folder", str(tmp_path))
-    assert data.classes == ["cat", "dog"] and data.notes == ()
+    assert data.classes == ["cat", "dog"] and len(data.notes) == (val == "test")
+    assert all("test is used to validate" in note for note in data.notes)
     assert labels(data.train) == labels(data.val) == ["cat"] * 3 + ["dog"] * 2
     paths = [row["image"]["path"] for row in data.train]
     assert [Path(path).parent.name for path in paths] == labels(data.train)
@@ -326,6 +328,11 @@ class Trap:
 def test_a_pickle_that_was_not_published_is_never_loaded(tmp_path, monkeypatch):
     folder, _ = make_cifar(tmp_path, monkeypatch, fine=False)
     (folder / "data_batch_3").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+
+    def download(self):
+        raise AssertionError("over what the user is asked to look at first")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", download)
     with pytest.raises(UserError, match="published files of cifar10") as caught:
         load_classification("cifar10", str(tmp_path))
     assert str(folder) in str(caught.value) and is_one_sentence(str(caught.value))
@@ -414,6 +421,43 @@ def test_hub_labels_of_every_kind(tmp_path, feature, values, classes):
     expected = [classes.index(v) if isinstance(v, str) else v for v in values]
     assert data.train["label"] == expected and data.val["label"] == expected[1:]
     assert ClassificationDataset(data.val, data).read(0)[0].shape == (3, 12, 16)
+
+
+def test_pictures_that_fill_several_arrow_arrays(monkeypatch):
+    """One array holds 2 GB, which 512 pictures of 1200x1200 exceed."""
+    whole = load_classification("fake", limit_train=5, limit_val=2, image_size=(8, 8))
+    size = len(whole.train[0]["image"]["bytes"])
+    monkeypatch.setattr(sources, "MOST_BYTES", 2 * size)
+    pieces = load_classification("fake", limit_train=5, limit_val=2, image_size=(8, 8))
+    assert pieces.train.data.column("image").num_chunks == 3
+    assert pieces.train[:] == whole.train[:] and pieces.val[:] == whole.val[:]
+
+
+def test_hub_pictures_are_not_copied(tmp_path):
+    hub_rows(datasets.Value("string"), ["y", "x"] * 6).save_to_disk(str(tmp_path / "saved"))
+    before = sorted((tmp_path / "saved").rglob("*"))
+    data = load_classification(f"hub:{tmp_path / 'saved'}", **COLUMNS)  # holds out 0 and 10
+    assert sorted((tmp_path / "saved").rglob("*")) == before
+    assert data.train["label"] == [0, *[1, 0] * 4, 0] and data.val["label"] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "feature", [datasets.Value("string"), datasets.ClassLabel(names=["x", "y"])]
+)
+def test_hub_samples_without_a_label(tmp_path, feature):
+    hub_rows(feature, ["x", "y", None] * 4).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match=r"kind of .* has no label for sample 1") as caught:
+        load_classification(f"hub:{tmp_path / 'saved'}", **COLUMNS)
+    assert is_one_sentence(str(caught.value))
+
+
+def test_hub_labels_are_taken_by_name(tmp_path):
+    """Also where the splits number their classes differently."""
+    first, second = (datasets.ClassLabel(names=list(names)) for names in ("xy", "yx"))
+    splits = {"train": hub_rows(first, ["x", "y"]), "test": hub_rows(second, ["y", "x"])}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
+    data = load_classification(f"hub:{tmp_path / 'saved'}", **COLUMNS)
+    assert data.train["label"] == [0, 1] and data.val["label"] == [1, 0]
 
 
 def test_hub_columns_and_labels_that_do_not_fit(tmp_path):

@@ -236,6 +236,8 @@ def test_batch_and_rate_scale_with_the_devices(files, capsys, monkeypatch):
         (["--devices", "cuda:999"], "cuda:999"),
         (["--scale_lr"], "--scale_batch"),
         (["--batch_size", "0"], "above 0"),
+        (["--lr", "nan"], "finite"),
+        (["--lr", "inf"], "finite"),
         (["--data_dir", "nowhere"], "nowhere"),
     ],
 )

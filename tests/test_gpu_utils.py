@@ -189,6 +189,35 @@ def test_everything_else_is_the_models(gpus, count):
     assert {"loss", "device", "state_dict"} <= set(dir(model))
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_layers_of_a_sequence_are_reached(gpus, count):
+    gpus(count)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    net.to = lambda *_: net
+    model = CudaMultiGPU(net)
+    assert len(model) == 2 and model[1] is net[1] and list(model) == list(net) and model
+    assert net[0] in model and model[:1][0] is net[0]
+    assert CudaMultiGPU(Net())  # true, although it has no length
+    with pytest.raises(TypeError, match="Net"):
+        CudaMultiGPU(Net())[0]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_moving_to_another_device_is_refused(gpus, count):
+    gpus(count)
+    net = Net()
+    model = CudaMultiGPU(net)
+    before = copy.deepcopy(net.state_dict())
+    for move in (lambda: model.to("meta"), lambda: model.to_empty(device="meta")):
+        with pytest.raises(ValueError, match="move the model from cpu to meta: wrap it anew"):
+            move()
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert model.to(torch.float64).to("cpu").cpu() is model
+    assert net.body[0].weight.dtype == torch.float64
+    assert model.to(memory_format=torch.channels_last) is model
+
+
 @pytest.mark.parametrize("name", ["model", "device", "device_ids"])
 def test_own_attributes_are_fixed(gpus, name):
     model = CudaMultiGPU(Net())

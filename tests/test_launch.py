@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import accelerate as accelerate_package
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from PIL import Image
 from engine.launch import create_accelerator
 from errors import UserError
 from tests.conftest import LAUNCH, ROOT, TINY, Run, accelerate, flags, launched
+from train_pipeline import Options as PipelineOptions
 from train_segmentation import Options
 
 SCRIPT = "train_segmentation"
@@ -73,8 +75,25 @@ def test_more_processes_than_gpus_are_refused(gpus) -> None:
 def test_fsdp_on_gpus_is_refused(gpus, monkeypatch) -> None:
     gpus(2, processes=2)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match="FSDP shards"):
-        create_accelerator(Options())
+    for options in (Options(), PipelineOptions()):
+        with pytest.raises(UserError, match="FSDP shards the weights, which this script keeps"):
+            create_accelerator(options)
+
+
+@pytest.mark.parametrize("options", [{}, {"cpu": True}], ids=str)
+@pytest.mark.parametrize("fsdp", ["true", "false"])
+def test_processes_on_the_cpu_say_what_they_are(gpus, monkeypatch, capsys, options, fsdp) -> None:
+    class Printer:
+        def __init__(self, **_: object) -> None:
+            self.print = print
+
+    monkeypatch.setattr(accelerate_package, "Accelerator", Printer)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", fsdp)
+    gpus(0, processes=2)
+    create_accelerator(Options(**options))
+    said = capsys.readouterr().out
+    assert ("FSDP is left out" in said) == (fsdp == "true")
+    assert ("No GPU here: 2 processes train one model" in said) == (not options)
 
 
 @pytest.mark.parametrize(

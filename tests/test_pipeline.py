@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import torch.distributed as dist
@@ -237,6 +238,26 @@ def test_one_process_is_one_stage_and_loads_the_weights_of_several(two, alone) -
         assert torch.equal(again[name], tensor.float().to(tensor)), name
 
 
+def test_weights_that_are_no_numbers_are_not_saved(alone, tmp_path) -> None:
+    """Neither where the losses are logged more seldom than the network is evaluated."""
+    with pytest.raises(UserError, match=r"loss is (nan|inf) at step \d+: lower --lr"):
+        alone(lr=1e12, max_steps=12, eval_every=1, log_every=10, double=False)
+    for file in (tmp_path / "run").glob("*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(file).values()), file.name
+
+
+def test_labels_are_read_at_once(alone, monkeypatch) -> None:
+    """A cell at a time, those of ImageNet would take minutes."""
+    keys, read = [], datasets.arrow_dataset.Column.__getitem__
+    monkeypatch.setattr(
+        datasets.arrow_dataset.Column,
+        "__getitem__",
+        lambda column, key: keys.append(key) or read(column, key),
+    )
+    assert alone(max_steps=0, epochs=0).status == 0
+    assert len(keys) == 2 and set(map(type, keys)) == {slice}
+
+
 # Cutting
 
 
@@ -340,8 +361,8 @@ def test_a_wrong_place_to_cut_is_told(names: list[str]) -> None:
 
 
 def test_networks_that_cannot_be_cut_are_told() -> None:
-    with pytest.raises(UserError, match="SqueezeNet can't be cut"):
-        units_of(build_classification_model("squeezenet1_1", 3))
+    with pytest.raises(UserError, match="--model squeezenet1_1 can't be cut"):
+        units_of(build_classification_model("squeezenet1_1", 3), "--model squeezenet1_1")
     with pytest.raises(UserError, match="5 pieces can't be cut into 6 stages"):
         cut_evenly([cost.parameters for cost in costs_of(units_of(SyncBNNet(3)), (32, 32))], 6)
 
@@ -357,6 +378,8 @@ def test_options_are_read_and_checked() -> None:
     assert parse(Options, "", ["--split_at=[layer2, layer4]"]).cuts == options.cuts
     with pytest.raises(UserError, match="--microbatches is 0"):
         parse(Options, "", ["--microbatches=0"])
+    with pytest.raises(UserError, match="--momentum is inf"):
+        parse(Options, "", ["--momentum=.inf"])
     with pytest.raises(UserError, match="makes 2 stages, not 3"):
         parse(Options, "", ["--split_at=layer3", "--stages=3"])
 

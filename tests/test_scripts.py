@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import train_classification
+from data.classification.dataset import load_classification
 from errors import UserError
 from tests.conftest import Run, train_here
 
@@ -75,6 +77,7 @@ CASES = {
     "train_video": Case(
         task="video",
         metrics={"top1", "top5", "mean_recall", "loss"},
+        scalars={"looped_per_image"},
         pictures={"predictions", "confusion"},
         changes=[
             {"model": "syncbnnet2plus1d"},
@@ -219,3 +222,25 @@ def test_check_data_reads_everything(script, tmp_path: Path, capsys) -> None:
     assert run.status == 0 and not run.path.exists()
     printed = capsys.readouterr().out
     assert "train: 16 samples, 0 bad" in printed and "val: 5 samples, 0 bad" in printed
+
+
+@pytest.mark.parametrize("pictures", [0, 3])
+def test_the_surest_mistakes_are_read_once(monkeypatch, pictures) -> None:
+    """Not once per batch, which on a GPU would wait for the device; and not where none is drawn."""
+    options = train_classification.Options(image_size=[8, 8], pictures=pictures)
+    data = load_classification(limit_train=2, limit_val=2, image_size=(8, 8))
+    task = train_classification.Classification(options, data, torch.device("cpu"))
+    logits = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 6
+    batches = [
+        {"image": logits[i : i + 8], "label": labels[i : i + 8], "index": torch.arange(i, i + 8)}
+        for i in range(0, 40, 8)
+    ]
+    monkeypatch.setattr(task, "to_device", lambda batch: batch)
+    reads, read = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(1) or read(self))
+    records = task.evaluate(lambda images: images, batches).records
+    assert len(reads) == (pictures > 0)
+    sure, guesses = logits.softmax(1).max(1)
+    wrong = [i for i in sure.argsort(descending=True).numpy() if guesses[i] != labels[i]]
+    assert [int(index) for *_, index in records] == wrong[:pictures]

@@ -14,11 +14,22 @@ import pyarrow as pa
 from torchvision.datasets.folder import make_dataset
 
 from data import synthetic
+from data.hub_columns import Media, classes_of, labelled, require_columns
 from data.png import stored_png
-from data.sources import PICTURES, TRAIN, VAL, data_root, evenly_spaced, open_hub
+from data.sources import (
+    PICTURES,
+    TRAIN,
+    VAL,
+    data_root,
+    evenly_spaced,
+    open_hub,
+    require_classes,
+    stand_in_note,
+)
 from errors import UserError
 
 IMAGE = datasets.Image(decode=False)
+MOST_BYTES = 2**30  # of pictures in one Arrow array
 SYNTHETIC_SAMPLES = {"train": 600, "val": 180}
 
 
@@ -76,10 +87,6 @@ def _shapes(
         yield stored_png(synthetic.draw(rng, [shape], size).image), label
 
 
-# Class ids may leave out so many for each that occurs; more, and they are something else.
-MOST_GAPS = 100
-
-
 def load_folder(data_dir: str | None, **_: object) -> ClassificationData:
     """A folder per class, in a folder per split or in none."""
     expected = "train and val, each with a folder of pictures per class"
@@ -108,7 +115,8 @@ def load_folder(data_dir: str | None, **_: object) -> ClassificationData:
                 f"{val_root} has the class {unknown[0]}, which {train_root} has not: remove it or "
                 "add pictures for training."
             )
-        val, notes = _pictures(val_root, classes, may_lack=True), ()
+        val = _pictures(val_root, classes, may_lack=True)
+        notes = stand_in_note(root, val_root.name)
     splits = (rows(*zip(*samples, strict=True), classes) for samples in (train, val))
     return ClassificationData(*splits, classes, notes)
 
@@ -150,67 +158,16 @@ def load_hub(name: str, image_column: str, label_column: str) -> ClassificationD
     """A data set of the Hugging Face hub, ``id`` or ``id:configuration``, or a local path."""
     *splits, notes = open_hub(name)
     for split in splits:
-        for option, column in (("--image_column", image_column), ("--label_column", label_column)):
-            if column not in split.column_names:
-                raise UserError(
-                    f"{name} has no column {column}: name one of {', '.join(split.column_names)} "
-                    f"with {option}."
-                )
-    classes = _classes_of(splits[0], name, label_column)
-    features = datasets.Features({"image": IMAGE, "label": datasets.ClassLabel(names=classes)})
+        wanted = {"--image_column": image_column, "--label_column": label_column}
+        require_columns(split, name, wanted)
+    classes = classes_of(splits[0], name, label_column)
+    require_classes(classes, name)
+    media = Media("image", IMAGE, "pictures")
     return ClassificationData(
-        *(_columns(split, name, image_column, label_column, features) for split in splits),
+        *(labelled(split, name, media, image_column, label_column, classes) for split in splits),
         classes,
         notes,
     )
-
-
-def _classes_of(split: datasets.Dataset, name: str, label_column: str) -> list[str]:
-    """The names that the column declares, or those of the values that it holds."""
-    feature = split.features[label_column]
-    if isinstance(feature, datasets.ClassLabel):
-        return list(feature.names)
-    kind = getattr(feature, "dtype", "")
-    if kind.startswith(("int", "uint")) or kind in ("string", "large_string"):
-        values = {value for value in split.unique(label_column) if value is not None}
-        if kind in ("string", "large_string"):
-            return sorted(values)
-        if max(values, default=0) < MOST_GAPS * len(values):
-            return [f"class {number}" for number in range(max(values) + 1)]
-        raise UserError(
-            f"The column {label_column} of {name} holds {len(values)} numbers up to {max(values)}, "
-            "which are no class ids from 0 on: choose another with --label_column."
-        )
-    raise UserError(
-        f"The column {label_column} of {name} holds no labels but {kind or feature}: choose "
-        "another with --label_column."
-    )
-
-
-def _columns(
-    split: datasets.Dataset,
-    name: str,
-    image_column: str,
-    label_column: str,
-    features: datasets.Features,
-) -> datasets.Dataset:
-    split = split.select_columns([image_column, label_column])
-    split = split.rename_columns({image_column: "image", label_column: "label"})
-    names = features["label"].names
-    values = split.unique("label")
-    known = names if isinstance(values[0], str) else range(len(names))
-    if unknown := [value for value in values if value not in known]:
-        raise UserError(
-            f"The column {label_column} of {name} holds the label {unknown[0]}, which is none of "
-            f"its {len(names)} classes: choose another column or a split with labels."
-        )
-    try:
-        return split.cast(features)
-    except Exception as error:
-        raise UserError(
-            f"The column {image_column} of {name} doesn't hold pictures: choose another with "
-            "--image_column."
-        ) from error
 
 
 def rows(
@@ -221,12 +178,22 @@ def rows(
 ) -> datasets.Dataset:
     """Rows of the schema: pictures at ``paths``, or in ``files`` with ``paths`` as their names."""
     label = datasets.ClassLabel(names=list(classes))
-    # As Arrow arrays right away: for a million rows a dictionary each takes a minute.
-    image = pa.StructArray.from_arrays(
-        [pa.array(files or [None] * len(paths), pa.binary()), pa.array(paths, pa.string())],
-        names=["bytes", "path"],
-    )
-    table = pa.table({"image": image, "label": pa.array(labels, pa.int64())})
+    files = files or [None] * len(paths)
+    # As Arrow arrays right away: for a million rows a dictionary each takes a minute. In pieces,
+    # since one array holds no more than 2 GB.
+    largest = max((len(file) for file in files if file is not None), default=0)
+    size = max(1, MOST_BYTES // max(1, largest))
+    pieces = [
+        pa.StructArray.from_arrays(
+            [
+                pa.array(files[i : i + size], pa.binary()),
+                pa.array(paths[i : i + size], pa.string()),
+            ],
+            names=["bytes", "path"],
+        )
+        for i in range(0, max(1, len(paths)), size)
+    ]
+    table = pa.table({"image": pa.chunked_array(pieces), "label": pa.array(labels, pa.int64())})
     info = datasets.DatasetInfo(features=datasets.Features({"image": IMAGE, "label": label}))
     # Given, since computing one reads all data, which nothing here needs.
     return datasets.Dataset(table, info=info, fingerprint=uuid.uuid4().hex)

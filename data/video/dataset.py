@@ -4,15 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 from torchvision import tv_tensors
 
-from data.decode import SampleError
+from data.decode import SampleError, cell_name
 from data.sources import spread
 from data.stream import sample_seed
 from data.video.base import Video
-from data.video.clips import ClipOptions, clip_numbers, segment
+from data.video.clips import ClipOptions, clip_numbers, is_short, segment
 from data.video.decode import torchcodec_decoder
 from data.video.sources import SOURCES, VideoData, load_hub
 from data.video.transforms import EvalTransform, TrainTransform
@@ -26,6 +27,8 @@ __all__ = [
     "collate_train",
     "load_video",
 ]
+
+Row = dict[str, Any]  # video, label, start, end
 
 
 def load_video(
@@ -113,30 +116,33 @@ class VideoDataset(Dataset):
         """The sample of a key ``(epoch, index)``; a bare index is epoch 0.
 
         Returns:
-            {"video": uint8, "label": int, "index": int}; the video is (T, 3, H, W) in training and
-            (clips x windows, T, 3, H, W) in evaluation.
+            {"video": uint8, "label": int, "index": int, "looped": bool}; the video is (T, 3, H, W)
+            in training and (clips x windows, T, 3, H, W) in evaluation, and looped if it is too
+            short for a clip, so that frames repeat.
 
         Raises:
             SampleError: the clip can't be decoded completely; the message names the file.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
+        row = self.rows[index]
         # Forked, so that without workers the main process's own random state stays untouched.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
-            with self.open(index) as video:
+            with self._open(row, index) as video:
+                first, stop = _segment(row, index, video)
+                times = video.times[first:stop]
                 places = [torch.rand(()).item()] if self.train else self.clip.positions()
-                clips = [self._clip(video, index, place) for place in places]
+                numbers = [first + clip_numbers(times, self.clip, place) for place in places]
+                # In one go: the clips of evaluation share frames, or the way to them.
+                frames = video.read(np.concatenate(numbers), self.transform.draw_short_side())
+            clips = frames.split(self.clip.frames)
+            clips = [self.transform(tv_tensors.Video(clip)) for clip in clips]
         return {
             "video": clips[0] if self.train else torch.cat(clips),
-            "label": self.rows[index]["label"],
+            "label": row["label"],
             "index": index,
+            "looped": is_short(times, self.clip),
         }
-
-    def _clip(self, video: Video, index: int, place: float) -> torch.Tensor:
-        first, stop = self.segment(video, index)
-        numbers = first + clip_numbers(video.times[first:stop], self.clip, place)
-        frames = video.read(numbers, self.transform.draw_short_side())
-        return self.transform(tv_tensors.Video(frames))
 
     def open(self, index: int) -> Video:
         """The whole video of a sample, to be closed by the caller.
@@ -144,7 +150,10 @@ class VideoDataset(Dataset):
         Raises:
             SampleError: it is missing, or no video; the message names the file.
         """
-        return self.data.open(self.rows[index]["video"], self.name(index), self.clip.decoder)
+        return self._open(self.rows[index], index)
+
+    def _open(self, row: Row, index: int) -> Video:
+        return self.data.open(row["video"], _name(row, index), self.clip.decoder)
 
     def segment(self, video: Video, index: int) -> tuple[int, int]:
         """First frame of a sample within its video, and the one after its last.
@@ -152,25 +161,33 @@ class VideoDataset(Dataset):
         Raises:
             SampleError: there is no frame between its start and end.
         """
-        row = self.rows[index]
-        first, stop = segment(video.times, row["start"], row["end"])
-        if first == stop:
-            raise SampleError(
-                f"{self.name(index)} has no frame between {row['start']} and {row['end']} seconds, "
-                f"since it has {len(video.times)} frames: correct its start and end, or remove it."
-            )
-        return first, stop
+        return _segment(self.rows[index], index, video)
 
     def name(self, index: int) -> str:
         """The video's file, or where there is none the sample's number."""
-        return self.rows[index]["video"]["path"] or f"video of sample {index}"
+        return _name(self.rows[index], index)
+
+
+def _name(row: Row, index: int) -> str:
+    return cell_name(row["video"], f"video of sample {index}")
+
+
+def _segment(row: Row, index: int, video: Video) -> tuple[int, int]:
+    first, stop = segment(video.times, row["start"], row["end"])
+    if first == stop:
+        raise SampleError(
+            f"{_name(row, index)} has no frame between {row['start']} and {row['end']} seconds, "
+            f"since it has {len(video.times)} frames: correct its start and end, or remove it."
+        )
+    return first, stop
 
 
 def collate_train(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Stack clips.
 
     Returns:
-        {"video": uint8 (B, T, 3, H, W), "label": int64 (B,), "index": int64 (B,)}.
+        {"video": uint8 (B, T, 3, H, W), "label": int64 (B,), "index": int64 (B,), "looped": bool
+        (B,)}.
     """
     return default_collate(samples)  # in a worker it stacks right into shared memory
 

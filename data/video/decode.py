@@ -30,7 +30,7 @@ EXACT_IN_TORCHCODEC = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 CHUNK = 8  # frames that torchcodec decodes at a time at full size
 
 
-def open_video(cell: Cell, name: str, decoder: str = "auto") -> Video:
+def open_video(cell: Cell | None, name: str, decoder: str = "auto") -> Video:
     """Open a video file, the bytes of one, or a folder of frames.
 
     Args:
@@ -42,6 +42,8 @@ def open_video(cell: Cell, name: str, decoder: str = "auto") -> Video:
         SampleError: it is missing, or no video; the message names it.
         UserError: torchcodec was asked for and can't be loaded.
     """
+    if not cell or (cell["path"] is None and cell["bytes"] is None):
+        raise SampleError(f"{name} holds no video: add one, or remove the sample.")
     if cell["bytes"] is None and Path(cell["path"]).is_dir():
         return FrameFolder(Path(cell["path"]))
     source = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])

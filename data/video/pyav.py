@@ -23,6 +23,9 @@ STEPS_BACK = (0.0, 1.0, 5.0)
 # Headers count frames that no decoder returns, such as an empty last one. So many missing at the
 # end are replaced by the last frame; more means that the file was cut off.
 TAIL = 3
+# Frames between two that are wanted from which on searching the file costs less than decoding
+# them: the key frame before the second may lie as far back.
+FAR = 100
 
 
 class PyavVideo(Video):
@@ -124,7 +127,15 @@ class PyavVideo(Video):
         return abs(stream.frames - expected) < 0.5
 
     def pictures(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
-        """Decode from the key frame before the first of these frames to the last of them."""
+        """Decode from the key frame before the first of these frames to the last of them.
+
+        Where they lie far apart, each stretch is decoded by itself.
+        """
+        gaps = np.flatnonzero(np.diff(numbers) > FAR) if self.seekable else []
+        for stretch in np.split(numbers, np.add(gaps, 1).astype(int)):
+            yield from self._stretch(stretch)
+
+    def _stretch(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
         wanted = iter(numbers.tolist())
         number, last, shown = next(wanted), -1, None
         try:

@@ -11,7 +11,17 @@ from pathlib import Path
 import datasets
 
 from data.decode import Cell
-from data.sources import PICTURES, TRAIN, VAL, data_root, open_hub
+from data.hub_columns import Media, class_ids, classes_of, labelled, require_columns
+from data.sources import (
+    PICTURES,
+    TRAIN,
+    VAL,
+    data_root,
+    open_hub,
+    read_text,
+    require_classes,
+    stand_in_note,
+)
 from data.video import synthetic as synthetic_video
 from data.video.base import Video
 from data.video.decode import open_video
@@ -20,6 +30,7 @@ from errors import UserError
 
 VIDEOS = {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
 COLUMN = datasets.Video(decode=False)
+SECONDS = datasets.Value("float64")
 SYNTHETIC_COUNTS = (800, 120)
 
 
@@ -50,7 +61,7 @@ class VideoData:
 class Clip:
     """A labelled video, or a part of one: ``start`` to ``end`` in seconds."""
 
-    path: str
+    path: str | None
     label: str
     start: float | None = None
     end: float | None = None
@@ -79,16 +90,19 @@ def load_folder(data_dir: str | None, **_: object) -> VideoData:
         folder = next((root / name for name in names if (root / name).is_dir()), None)
         if folder is None:
             raise UserError(f"{root} has no folder {names[0]}: it must hold {expected}.")
-        clips = [
-            Clip(str(path), kind.name)
-            for kind in sorted(folder.iterdir())
-            if kind.is_dir() and not kind.name.startswith(".")
-            for path in _videos_below(kind)
-        ]
+        kinds = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+        kinds = {path: _videos_below(path) for path in kinds if not path.name.startswith(".")}
+        clips = [Clip(str(path), kind.name) for kind, paths in kinds.items() for path in paths]
         if not clips:
             raise UserError(f"{folder} holds no videos: put them into {folder.name}/<class>/.")
+        empty = next((kind for kind, paths in kinds.items() if not paths), None)
+        if empty and names is TRAIN:
+            raise UserError(
+                f"There are no videos in {empty}: put the class's videos there, or remove the "
+                "folder."
+            )
         splits.append(clips)
-    return _data(*splits, str(root))
+    return _data(*splits, str(root), notes=stand_in_note(root, folder.name))
 
 
 def load_ucf101(data_dir: str | None, split: int, **_: object) -> VideoData:
@@ -103,10 +117,11 @@ def load_ucf101(data_dir: str | None, split: int, **_: object) -> VideoData:
             f"{root} has no {', '.join(names)}, nor has a folder in it: it must hold {expected}, "
             "and --split be 1, 2 or 3."
         )
-    classes = [line.split()[1] for line in _lines(folder / names[0])]
+    numbers = _class_numbers(folder / names[0])
     splits = []
     for name in names[1:]:
-        videos = [line.split()[0] for line in _lines(folder / name)]
+        listed = _lines(folder / name)
+        videos = [video for video, *_ in listed]
         base = next((f for f in lists if videos and (f / videos[0]).is_file()), None)
         missing = next((v for v in videos if base and not (base / v).is_file()), None)
         if base is None or missing:
@@ -114,8 +129,33 @@ def load_ucf101(data_dir: str | None, split: int, **_: object) -> VideoData:
                 f"{missing or next(iter(videos), 'A video')} is not below {base or root} although "
                 f"{folder / name} names it: unpack the videos there."
             )
+        for video, *number in listed:
+            kind = Path(video).parts[0]
+            if number and number[0] != numbers.get(kind, number[0]):
+                raise UserError(
+                    f"{folder / name} says that {video} is of class {number[0]}, but {names[0]} "
+                    f"gives {kind} the number {numbers[kind]}: take both from the same release."
+                )
         splits.append([Clip(str(base / video), Path(video).parts[0]) for video in videos])
-    return _data(*splits, str(folder), classes)
+    return _data(*splits, str(folder), list(numbers))
+
+
+def _class_numbers(file: Path) -> dict[str, str]:
+    """The number of each class in a file of lines ``1 ApplyEyeMakeup``."""
+    numbers = {}
+    for fields in _lines(file):
+        if len(fields) != 2 or not fields[0].isdecimal():
+            raise UserError(
+                f"{file} has the line {' '.join(fields)}, but its lines are a number and a class, "
+                "such as 1 ApplyEyeMakeup."
+            )
+        numbers[fields[1]] = fields[0]
+    return numbers
+
+
+def _lines(file: Path) -> list[list[str]]:
+    """The words of each line that isn't blank."""
+    return [line.split() for line in read_text(file).splitlines() if line.strip()]
 
 
 def load_kinetics(data_dir: str | None, **_: object) -> VideoData:
@@ -133,6 +173,7 @@ def load_kinetics(data_dir: str | None, **_: object) -> VideoData:
             raise UserError(f"{root} has no {names[0]}.csv: it must hold {expected}.")
         rows, missing = read_kinetics(table, root, files)
         splits.append([Clip(*row) for row in rows])
+        notes += stand_in_note(root, table.stem)
         if missing:
             notes.append(f"{missing} videos of {table} are not below {root} and are left out.")
     return _data(*splits, str(root), notes=tuple(notes))
@@ -142,22 +183,10 @@ def load_hub(name: str, video_column: str, label_column: str) -> VideoData:
     """A data set of the Hugging Face hub, ``id`` or ``id:configuration``, or a local path."""
     *splits, notes = open_hub(name)
     for rows in splits:
-        for option, column in (("--video_column", video_column), ("--label_column", label_column)):
-            if column not in rows.column_names:
-                raise UserError(
-                    f"{name} has no column {column}: name one of {', '.join(rows.column_names)} "
-                    f"with {option}."
-                )
-    feature = splits[0].features[label_column]
-    if isinstance(feature, datasets.ClassLabel):
-        classes = feature.names
-    elif isinstance(feature, datasets.Value):
-        classes = [str(label) for label in sorted(set(splits[0][label_column]))]
-    else:
-        raise UserError(
-            f"The column {label_column} of {name} doesn't hold classes: choose another with "
-            "--label_column."
-        )
+        wanted = {"--video_column": video_column, "--label_column": label_column}
+        require_columns(rows, name, wanted)
+    classes = classes_of(splits[0], name, label_column)
+    require_classes(classes, name)
     train, val = (_hub_rows(rows, name, video_column, label_column, classes) for rows in splits)
     return VideoData(train, val, classes, notes)
 
@@ -173,33 +202,15 @@ SOURCES: dict[str, Callable[..., VideoData]] = {
 def _hub_rows(
     rows: datasets.Dataset, name: str, video_column: str, label_column: str, classes: list[str]
 ) -> datasets.Dataset:
-    labels = rows[label_column]
-    if isinstance(rows.features[label_column], datasets.ClassLabel):
-        labels = [rows.features[label_column].names[i] if i >= 0 else "no class" for i in labels]
-    labels = [str(label) for label in labels]
-    unknown = next((label for label in labels if label not in classes), None)
-    if unknown is not None:
-        raise UserError(
-            f"The column {label_column} of {name} holds {unknown}, which is no class of its "
-            "training split: choose another with --label_column, or remove those videos."
-        )
-    if rows.features[video_column] == datasets.Value("string"):
-        folder = Path(name).expanduser()  # of a local data set, with paths relative to it
-        paths = [str(folder / path) if folder.is_dir() else path for path in rows[video_column]]
-        return _rows([Clip(*clip) for clip in zip(paths, labels, strict=True)], classes)
-    try:
-        rows = rows.select_columns([video_column]).rename_column(video_column, "video")
-        rows = rows.cast(datasets.Features({"video": COLUMN}))
-    except Exception as error:
-        raise UserError(
-            f"The column {video_column} of {name} doesn't hold videos: choose another with "
-            "--video_column."
-        ) from error
-    schema, nothing = _schema(classes), [None] * len(rows)
-    ids = [classes.index(label) for label in labels]
-    for column, values in (("label", ids), ("start", nothing), ("end", nothing)):
-        rows = rows.add_column(column, values, feature=schema[column])
-    return rows
+    if rows.features[video_column] != datasets.Value("string"):
+        media = Media("video", COLUMN, "videos", {"start": SECONDS, "end": SECONDS})
+        return labelled(rows, name, media, video_column, label_column, classes)
+    folder = Path(name).expanduser()  # of a local data set, with paths relative to it
+    paths = rows[video_column][:]
+    if folder.is_dir():
+        paths = [None if path is None else str(folder / path) for path in paths]
+    ids = class_ids(rows, name, label_column, classes)
+    return _rows([Clip(path, classes[i]) for path, i in zip(paths, ids, strict=True)], classes)
 
 
 def _videos_below(folder: Path) -> list[Path]:
@@ -214,10 +225,6 @@ def _videos_below(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _lines(file: Path) -> list[str]:
-    return [line for line in file.read_text().splitlines() if line.strip()]
-
-
 def _data(
     train: Sequence[Clip],
     val: Sequence[Clip],
@@ -226,7 +233,9 @@ def _data(
     notes: tuple[str, ...] = (),
 ) -> VideoData:
     """Rows of the clips; the classes, unless given, are those of the training clips, sorted."""
-    classes = classes or sorted({clip.label for clip in train})
+    if classes is None:
+        classes = sorted({clip.label for clip in train})
+    require_classes(classes, where)
     unknown = next((clip for clip in (*train, *val) if clip.label not in classes), None)
     if unknown:
         raise UserError(
@@ -237,9 +246,8 @@ def _data(
 
 
 def _schema(classes: list[str]) -> datasets.Features:
-    seconds = datasets.Value("float64")
     label = datasets.ClassLabel(names=classes)
-    return datasets.Features({"video": COLUMN, "label": label, "start": seconds, "end": seconds})
+    return datasets.Features({"video": COLUMN, "label": label, "start": SECONDS, "end": SECONDS})
 
 
 def _rows(clips: Sequence[Clip], classes: list[str]) -> datasets.Dataset:

@@ -1,9 +1,11 @@
 """Tables of labelled videos: Kinetics' own, and a simpler one for anything else."""
 
 import csv
-from collections.abc import Mapping
+import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from data.sources import read_text
 from errors import UserError
 
 # Path, label, start and end in seconds.
@@ -31,36 +33,39 @@ def read_kinetics(table: Path, root: Path, videos: Mapping[str, Path]) -> tuple[
         UserError: the header is another, a cell can't be read, a named file is missing, or nothing
             is left.
     """
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        header = set(reader.fieldnames or ())
-        if {"label", "youtube_id", "time_start", "time_end"} <= header:
-            find = _published
-        elif {"label", "file"} <= header:
-            find = _simple
-        else:
-            raise UserError(
-                f"The first line of {table} names neither label,youtube_id,time_start,time_end nor "
-                "label,file: give it one of these headers."
-            )
-        rows, missing = [], 0
+    reader = csv.DictReader(io.StringIO(read_text(table), newline=""), skipinitialspace=True)
+    rows, missing = [], 0
+    try:
+        find = _layout(set(reader.fieldnames or ()), table)
         for line in reader:
-            try:
-                row = find(line, root, videos)
-            except (ValueError, TypeError, AttributeError):
-                raise UserError(
-                    f"Line {reader.line_num} of {table} can't be read: it takes a label, a video "
-                    "and times in seconds."
-                ) from None
+            row = find(line, root, videos)
             if row is None:
                 missing += 1
             else:
                 rows.append(row)
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
+        number = reader.line_num + isinstance(error, csv.Error)  # such a line isn't counted
+        raise UserError(
+            f"Line {number} of {table} can't be read: it takes a label, a video and times in "
+            "seconds."
+        ) from None
     if not rows:
         raise UserError(
             f"{table} names no video that is below {root}: put the videos there, by their names."
         )
     return rows, missing
+
+
+def _layout(header: set[str], table: Path) -> Callable[..., Row | None]:
+    """What finds the video of a line under this header."""
+    if {"label", "youtube_id", "time_start", "time_end"} <= header:
+        return _published
+    if {"label", "file"} <= header:
+        return _simple
+    raise UserError(
+        f"The first line of {table} names neither label,youtube_id,time_start,time_end nor "
+        "label,file: give it one of these headers."
+    )
 
 
 def _published(line: dict[str, str], _: Path, videos: Mapping[str, Path]) -> Row | None:
