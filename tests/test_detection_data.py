@@ -538,10 +538,29 @@ def test_iou_crop_enlarges_what_it_keeps():
         {"size": [20, 30], "counts": [600]},
         {"size": [10, 10], "counts": [50, 30]},
         {"size": [10, 10]},
+        {"size": 10, "counts": [100]},
+        {"size": [10, 10], "counts": ["60", 40]},
+        {"size": [10, 10], "counts": [110, -10]},
+        {"size": [10, 10], "counts": "PPYo1"},
+        [1, 1, 5, 5, 1, 5],
+        [[1, 1, 5, 5, 1, "b"]],
+        [[1, 1, 5, 5, 1, None]],
+        [None],
+        "11",
+        [[1, 1, 5, 5, 1, float("nan")]],
+        [[1, 1, 5, 5, 1, float("inf")]],
     ],
 )
 def test_outlines_that_cannot_be_drawn_are_none(outline):
     assert instance_masks.to_text(outline, (10, 10)) == ""
+
+
+def test_a_point_far_away_does_not_keep_the_decoder_busy():
+    text = instance_masks.to_text([[1e9, 0, 1e9, 10, 4, 10, 4, 0]], (10, 10))
+    mask = instance_masks.decode([instance_masks.to_rle(text, (10, 10))], (10, 10))
+    assert mask[0].sum(0).tolist() == [0] * 4 + [10] * 6
+    near = [[-3.25, 2.0, 14.5, 2.0, 14.5, 8.0]]
+    assert json.loads(instance_masks.to_text(near, (10, 10))) == near
 
 
 def test_small_boxes_stay_exact():

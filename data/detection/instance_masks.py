@@ -6,6 +6,7 @@ lengths ``{"size": [height, width], "counts": ...}`` down the columns, compresse
 """
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,24 +23,43 @@ def to_text(outline: Outline, size: tuple[int, int]) -> str:
 
     Args:
         outline: polygons or run lengths, as they stand in a COCO file.
-        size: (height, width) of the picture, which run lengths must cover exactly.
+        size: (height, width) of the picture, which run lengths must cover exactly. A point that
+            lies further outside than the picture is wide or high is moved to there.
     """
-    if isinstance(outline, dict):
-        if _fits(outline, size):
-            counts = outline["counts"]
-            counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
-            return json.dumps({"size": list(size), "counts": counts})
+    read = _run_lengths if isinstance(outline, dict) else _polygons
+    try:
+        drawable = read(outline, size)
+    except (LookupError, RuntimeError, TypeError, ValueError):  # of any form but COCO's
         return ""
-    # Fewer than three points are no polygon; the decoder would take two for a box.
-    polygons = [part for part in outline or () if len(part) >= 6 and len(part) % 2 == 0]
-    return json.dumps(polygons) if polygons else ""
+    return json.dumps(drawable) if drawable else ""
 
 
-def _fits(outline: dict[str, Any], size: tuple[int, int]) -> bool:
-    counts = outline.get("counts")
-    if list(outline.get("size", ())) != list(size) or not counts:
-        return False
-    return isinstance(counts, str | bytes) or sum(counts) == size[0] * size[1]
+def _run_lengths(outline: dict[str, Any], size: tuple[int, int]) -> dict[str, Any] | None:
+    counts = outline["counts"]
+    if list(outline["size"]) != list(size):
+        return None
+    if isinstance(counts, list):
+        fit = all(isinstance(n, int) and n >= 0 for n in counts) and sum(counts) == math.prod(size)
+        return {"size": list(size), "counts": counts} if fit else None
+    counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    rle = {"size": list(size), "counts": counts}
+    coco_mask.decode(rle)  # raises ValueError or RuntimeError if it is damaged
+    return rle
+
+
+def _polygons(outline: list | None, size: tuple[int, int]) -> list[list[float]]:
+    height, width = size
+    polygons = []
+    for part in outline or ():
+        points = np.asarray(part, dtype=np.float64)
+        if not np.isfinite(points).all():
+            raise ValueError("a point that is no number")
+        # Fewer than three points are no polygon; the decoder would take two for a box.
+        if points.ndim == 1 and len(points) >= 6 and len(points) % 2 == 0:
+            # The decoder walks along every edge, so a point far away would keep it busy for ever.
+            ends = np.array([width, height] * (len(points) // 2))
+            polygons.append(points.clip(-ends, 2 * ends).tolist())
+    return polygons
 
 
 def to_rle(text: str, size: tuple[int, int]) -> dict[str, Any]:
