@@ -80,10 +80,15 @@ class Options(CommonOptions):
         self.check_shares("picture_score")
         if min(self.image_size) < 32:
             raise UserError(f"--image_size {self.image_size} must be at least [32, 32].")
-        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+        if not 0 < self.scale_range[0] <= self.scale_range[1] < math.inf:
             raise UserError(f"--scale_range {self.scale_range} must be positive and ascending.")
-        if self.max_detections < 1 or self.pictures < 0:
-            raise UserError("--max_detections is at least 1 and --pictures at least 0.")
+        if not 1 <= self.max_detections <= 100:
+            raise UserError(
+                f"--max_detections {self.max_detections} must be from 1 to 100, since COCO's "
+                "average precision counts no more in a picture."
+            )
+        if self.pictures < 0:
+            raise UserError(f"--pictures {self.pictures} must be at least 0.")
 
 
 if __name__ == "__main__":
