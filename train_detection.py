@@ -304,6 +304,7 @@ def main(options: Options) -> int:
         weights=options.weights,
         trainable_layers=options.trainable_layers,
         image_size=tuple(options.image_size),
+        class_names=data.classes,
         max_detections=options.max_detections,
     )
     model, norm = prepare_model(accelerator, model, batch_size, options)

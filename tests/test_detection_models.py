@@ -1,6 +1,7 @@
 """The detectors: assignment, losses, detections, and torchvision's models behind one interface."""
 
 import copy
+import functools
 import logging
 import urllib.error
 
@@ -471,6 +472,9 @@ def test_mask_rcnn_trains_and_gives_masks():
 def pretend_published(monkeypatch, name):
     """Let torchvision find random weights of all COCO classes in place of a download."""
     published = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+    for key, value in published.named_parameters():
+        if key.endswith(".bias") and key.startswith(("head", "roi_heads")):
+            nn.init.normal_(value)  # as trained ones do, these differ from class to class
     monkeypatch.setattr(
         "torchvision.models._api.load_state_dict_from_url", lambda *a, **k: published.state_dict()
     )
@@ -485,7 +489,7 @@ def test_published_weights_with_other_classes(monkeypatch, caplog, name):
     same = [k for k in own if own[k].shape == published[k].shape]
     assert len(same) > 0.9 * len(own)
     assert all(torch.equal(own[k], published[k]) for k in same)
-    assert "starts random in" in caplog.text
+    assert "0 of the 5 classes are in it" in caplog.text
     frozen = [k for k, p in model.named_parameters() if not p.requires_grad]
     assert frozen
     assert all(k.startswith("backbone.") for k in frozen)
@@ -499,6 +503,69 @@ def test_published_weights_with_the_same_classes(monkeypatch, caplog):
     model = build_detection_model(name, 90, weights="default")
     torch.testing.assert_close(dict(model.state_dict()), dict(published), rtol=0, atol=0)
     assert caplog.text == ""
+
+
+COCO_NAMES = torchvision.models.detection.SSDLite320_MobileNet_V3_Large_Weights.DEFAULT.meta[
+    "categories"
+]
+
+
+def class_logits(model, maps):
+    """What a detector's heads say of each class from random features, background left out."""
+    torch.manual_seed(1)
+    if hasattr(model, "roi_heads"):
+        said = list(model.roi_heads.box_predictor(torch.randn(3, maps)))
+        said[1] = said[1].unflatten(1, (-1, 4)).transpose(1, 2)
+        if model.roi_heads.mask_predictor is not None:
+            masks = model.roi_heads.mask_predictor(torch.randn(3, 256, 2, 2))
+            said.append(masks.flatten(2).transpose(1, 2))
+        return [part[..., 1:] for part in said]
+    widths = maps if isinstance(maps, list) else [maps]
+    logits = model.head.classification_head([torch.randn(1, width, 4, 4) for width in widths])
+    return [logits[..., 1:] if isinstance(maps, list) else logits]
+
+
+@pytest.mark.parametrize(
+    ("name", "maps"),
+    [
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", 1024),
+        ("maskrcnn_resnet50_fpn", 1024),
+        ("retinanet_resnet50_fpn", 256),
+        ("fcos_resnet50_fpn", 256),
+        ("ssdlite320_mobilenet_v3_large", [672, 480, 512, 256, 256, 128]),
+    ],
+)
+def test_published_heads_know_their_classes_by_name(monkeypatch, caplog, name, maps):
+    """COCO's file has 80 classes in the place of 91, and a user's some of them in another order."""
+    pretend_published(monkeypatch, name)
+    build = functools.partial(build_detection_model, name, weights="default")
+    dense = name.startswith(("retinanet", "fcos"))
+    whole = build(91 if dense else 90, class_names=COCO_NAMES[not dense :]).eval()
+    coco = [name for name in COCO_NAMES[1:] if name != "N/A"]
+    assert caplog.text == "" and len(coco) == 80
+    theirs = COCO_NAMES[not dense :]
+    for names, known in ((coco, coco), (["dog", "wombat", "person"], ["dog", "person"])):
+        model = build(len(names), class_names=names).eval()
+        with torch.no_grad():
+            for mine, published in zip(
+                class_logits(model, maps), class_logits(whole, maps), strict=True
+            ):
+                assert mine.shape[-1] == len(names)
+                for one in known:
+                    expected = published[..., theirs.index(one)]
+                    torch.testing.assert_close(mine[..., names.index(one)], expected)
+    assert "2 of the 3 classes are in it" in caplog.text and "(wombat)" in caplog.text
+
+
+def test_as_many_classes_of_other_names_are_no_heads_to_keep(monkeypatch):
+    name = "ssdlite320_mobilenet_v3_large"
+    published = pretend_published(monkeypatch, name)
+    names = [f"thing {n}" for n in range(89)] + ["person"]
+    own = build_detection_model(name, 90, weights="default", class_names=names).state_dict()
+    key = "head.classification_head.module_list.0.1.bias"
+    mine, theirs = own[key].view(-1, 91), published[key].view(-1, 91)
+    assert torch.equal(mine[:, [0, 90]], theirs[:, [0, COCO_NAMES.index("person")]])
+    assert not torch.equal(mine[:, 1], theirs[:, 1])
 
 
 def test_published_backbone_is_frozen_and_can_be_synchronised(monkeypatch):
