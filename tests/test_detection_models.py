@@ -1,7 +1,6 @@
 """The detectors: assignment, losses, detections, and torchvision's models behind one interface."""
 
 import copy
-import functools
 import logging
 import urllib.error
 
@@ -478,12 +477,12 @@ def pretend_published(monkeypatch, name):
     monkeypatch.setattr(
         "torchvision.models._api.load_state_dict_from_url", lambda *a, **k: published.state_dict()
     )
-    return published.state_dict()
+    return published
 
 
 @pytest.mark.parametrize("name", SMALL_TORCHVISION)
 def test_published_weights_with_other_classes(monkeypatch, caplog, name):
-    published = pretend_published(monkeypatch, name)
+    published = pretend_published(monkeypatch, name).state_dict()
     model = build_detection_model(name, 5, weights="default", trainable_layers=2)
     own = model.state_dict()
     same = [k for k in own if own[k].shape == published[k].shape]
@@ -499,9 +498,10 @@ def test_published_weights_with_other_classes(monkeypatch, caplog, name):
 
 def test_published_weights_with_the_same_classes(monkeypatch, caplog):
     name = "ssdlite320_mobilenet_v3_large"
-    published = pretend_published(monkeypatch, name)
-    model = build_detection_model(name, 90, weights="default")
-    torch.testing.assert_close(dict(model.state_dict()), dict(published), rtol=0, atol=0)
+    published = pretend_published(monkeypatch, name).state_dict()
+    for names in (None, COCO_NAMES[1:]):
+        model = build_detection_model(name, 90, weights="default", class_names=names)
+        torch.testing.assert_close(dict(model.state_dict()), dict(published), rtol=0, atol=0)
     assert caplog.text == ""
 
 
@@ -530,36 +530,31 @@ def class_logits(model, maps):
     [
         ("fasterrcnn_mobilenet_v3_large_320_fpn", 1024),
         ("maskrcnn_resnet50_fpn", 1024),
-        ("retinanet_resnet50_fpn", 256),
         ("fcos_resnet50_fpn", 256),
         ("ssdlite320_mobilenet_v3_large", [672, 480, 512, 256, 256, 128]),
     ],
 )
 def test_published_heads_know_their_classes_by_name(monkeypatch, caplog, name, maps):
-    """COCO's file has 80 classes in the place of 91, and a user's some of them in another order."""
-    pretend_published(monkeypatch, name)
-    build = functools.partial(build_detection_model, name, weights="default")
-    dense = name.startswith(("retinanet", "fcos"))
-    whole = build(91 if dense else 90, class_names=COCO_NAMES[not dense :]).eval()
-    coco = [name for name in COCO_NAMES[1:] if name != "N/A"]
-    assert caplog.text == "" and len(coco) == 80
+    """COCO's own file has 80 classes in the place of the heads' 91."""
+    published = pretend_published(monkeypatch, name).eval()
+    dense = name.startswith("fcos")
     theirs = COCO_NAMES[not dense :]
-    for names, known in ((coco, coco), (["dog", "wombat", "person"], ["dog", "person"])):
-        model = build(len(names), class_names=names).eval()
-        with torch.no_grad():
-            for mine, published in zip(
-                class_logits(model, maps), class_logits(whole, maps), strict=True
-            ):
-                assert mine.shape[-1] == len(names)
-                for one in known:
-                    expected = published[..., theirs.index(one)]
-                    torch.testing.assert_close(mine[..., names.index(one)], expected)
-    assert "2 of the 3 classes are in it" in caplog.text and "(wombat)" in caplog.text
+    known = [name for name in COCO_NAMES[1:] if name != "N/A"]
+    names = ["wombat", *reversed(known)]
+    assert len(known) == 80
+    model = build_detection_model(name, 81, weights="default", class_names=names).eval()
+    with torch.no_grad():
+        said = zip(class_logits(model, maps), class_logits(published, maps), strict=True)
+        for mine, expected in said:
+            assert mine.shape[-1] == 81
+            learnt = [theirs.index(name) for name in names[1:]]
+            torch.testing.assert_close(mine[..., 1:], expected[..., learnt])
+    assert "80 of the 81 classes are in it" in caplog.text and "(wombat)" in caplog.text
 
 
 def test_as_many_classes_of_other_names_are_no_heads_to_keep(monkeypatch):
     name = "ssdlite320_mobilenet_v3_large"
-    published = pretend_published(monkeypatch, name)
+    published = pretend_published(monkeypatch, name).state_dict()
     names = [f"thing {n}" for n in range(89)] + ["person"]
     own = build_detection_model(name, 90, weights="default", class_names=names).state_dict()
     key = "head.classification_head.module_list.0.1.bias"
