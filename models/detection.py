@@ -3,6 +3,8 @@
 models/detector.py says what goes into every one of them and what comes out.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from errors import UserError
@@ -27,6 +29,7 @@ def build_detection_model(
     weights: str = "none",
     trainable_layers: int | None = None,
     image_size: tuple[int, int] | None = None,
+    class_names: Sequence[str] | None = None,
     score_threshold: float = 0.001,
     max_detections: int = 100,
 ) -> nn.Module:
@@ -40,13 +43,14 @@ def build_detection_model(
         weights:
             none      random, by torch's global generator
             default   all that is published: torchvision's detector, or the backbone of an own
-                      model; a head of other classes stays random
+                      model; what a head says of classes that it doesn't know stays random
             backbone  the backbone trained on ImageNet, the rest random
             a path    a .safetensors or .pth file; what does not fit is logged
         trainable_layers: how many stages of a published torchvision detector's backbone train;
             None leaves it to torchvision.
         image_size: (height, width) of the pictures to come. retinanet and fcos have coarser maps
             for larger ones; without it as many as published, which are for some 800 pixels.
+        class_names: name of each class, by which a published head finds those it knows.
         score_threshold: detections that score less are left out. 0.001 for measuring average
             precision, which wants the weak ones too; 0.3 or so for looking at pictures.
         max_detections: in a picture at most.
@@ -69,7 +73,8 @@ def build_detection_model(
                 f"{name} has its backbone built in: leave out --backbone {backbone}, or choose a "
                 "model that takes one, such as --model fasterrcnn or yolo_s."
             )
-        model = build(name, num_classes, weights=published, trainable_layers=trainable_layers)
+        options = {"trainable_layers": trainable_layers, "class_names": class_names}
+        model = build(name, num_classes, weights=published, **options)
     else:
         if trainable_layers is not None:
             raise UserError(

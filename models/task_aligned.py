@@ -46,8 +46,9 @@ def assign(
 
     Candidates are the predictions of the cells whose centre lies in the object's box, and of the
     cell on each level in which the box's own centre lies: even the smallest object has some. A
-    prediction that several objects choose goes to the one that it overlaps most. No picture
-    depends on another one, no size on the data, and nothing waits for the device.
+    prediction that several objects choose goes to the one that it overlaps most, so an object may
+    lose all of them to others. No picture depends on another one, no size on the data, and nothing
+    waits for the device.
 
     Args:
         scores: (B, A, K) in [0, 1].

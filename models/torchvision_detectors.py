@@ -12,7 +12,7 @@ have GroupNorm in any case.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,10 +27,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from errors import UserError
 from models.detector import Detections, DetectorLosses
-from models.weights import downloading, logger
-
-# Where a model's number of classes enters, by the models' own names.
-HEADS = ("roi_heads.box_predictor", "roi_heads.mask_predictor", "head.classification_head")
+from models.published_heads import BACKGROUND, HEADS, replace_heads
+from models.weights import downloading
 
 
 class _Adapter:
@@ -46,15 +44,18 @@ class _Adapter:
     first_label = 1  # class 0 is the background
 
     def forward(
-        self, images: Tensor, targets: dict[str, Tensor] | None = None
-    ) -> DetectorLosses | list[Detections]:
-        """Losses where targets are given, else detections."""
+        self, images: Tensor, targets: dict[str, Tensor] | None = None, detect: bool = False
+    ) -> DetectorLosses | list[Detections] | tuple[DetectorLosses, list[Detections]]:
+        """Losses where targets are given, else detections; with `detect` both."""
         if targets is None:
             return [self._to_detections(found) for found in super().forward(list(images))]
+        if detect:
+            with _one_pass(self.backbone):
+                return self(images, targets), self(images)
         with _training_branches(self):
             means = super().forward(list(images), self._unpad(targets))
         parts = {name.removeprefix("loss_"): len(images) * mean for name, mean in means.items()}
-        return DetectorLosses(parts, (targets["labels"] >= 0).sum())
+        return DetectorLosses(parts)
 
     def _unpad(self, targets: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         pictures = []
@@ -68,7 +69,7 @@ class _Adapter:
     def _to_detections(self, found: dict[str, Tensor]) -> Detections:
         found = {**found, "labels": found["labels"] - self.first_label}
         if "masks" in found:
-            found["masks"] = (found["masks"][:, 0] > 0.5).to(torch.uint8)
+            found["masks"] = found["masks"][:, 0]
         return found
 
 
@@ -125,6 +126,23 @@ def _training_branches(model: nn.Module) -> Iterator[None]:
             module.training = False
 
 
+@contextmanager
+def _one_pass(backbone: nn.Module) -> Iterator[None]:
+    """Let a backbone keep the maps of a batch, from which losses and detections both start."""
+    forward, kept = backbone.forward, []
+
+    def once(images: Tensor) -> Any:
+        if not kept:
+            kept.append(forward(images))
+        return kept[0]
+
+    backbone.forward = once
+    try:
+        yield
+    finally:
+        del backbone.forward
+
+
 class KeepSize(GeneralizedRCNNTransform):
     """torchvision's transform without its resizing: pictures come in at the size they train at."""
 
@@ -161,17 +179,23 @@ def _to_full_precision(module: nn.Module, args: tuple, result: Any) -> Any:
 
 
 def build_torchvision_detector(
-    name: str, num_classes: int, *, weights: str = "none", trainable_layers: int | None = None
+    name: str,
+    num_classes: int,
+    *,
+    weights: str = "none",
+    trainable_layers: int | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> nn.Module:
     """torchvision's detector called `name`, from scratch or with published weights.
 
     Args:
         name: a name in torchvision's list of models.
         num_classes: without a background.
-        weights: none, default (trained on COCO; a head of other classes stays random) or backbone
-            (trained on ImageNet).
+        weights: none, default (trained on COCO) or backbone (trained on ImageNet).
         trainable_layers: how many of the backbone's stages train, from the last one: 0 to 5 of a
             ResNet, 0 to 6 of MobileNetV3. None: torchvision's choice, 3 of them, or all of ssdlite.
+        class_names: name of each class. Heads trained on COCO keep what they know of the classes of
+            these names; without names they are kept where the number of classes is theirs.
 
     Raises:
         UserError: trainable_layers is out of range or has no effect, or a download failed.
@@ -213,9 +237,11 @@ def build_torchvision_detector(
             model = _build(
                 name, weights=published, trainable_backbone_layers=trainable_layers, **options
             )
-        if known != len(published.meta["categories"]):
+        theirs = published.meta["categories"]
+        ours = [BACKGROUND] * one_label_more + list(class_names or [None] * num_classes)
+        if (ours != theirs) if class_names else (known != len(theirs)):
             fresh = _build(name, weights=None, weights_backbone=None, num_classes=known)
-            _replace_heads(model, fresh, f"{name}'s {published.name}")
+            replace_heads(model, fresh, theirs, ours, f"{name}'s {published.name}")
 
     model.__class__ = DETECTORS[type(model)]
     return prepare(model)
@@ -229,18 +255,3 @@ def set_limits(model: nn.Module, score_threshold: float, max_detections: int) ->
 
 def _build(name: str, **options) -> nn.Module:
     return torchvision.models.get_model(name, progress=False, **options)
-
-
-def _replace_heads(model: nn.Module, fresh: nn.Module, source: str) -> None:
-    """Give `model` the heads of `fresh`, with what fits of its own weights, and log the rest."""
-    for path in HEADS:
-        try:
-            old, new = model.get_submodule(path), fresh.get_submodule(path)
-        except AttributeError:
-            continue
-        own = new.state_dict()
-        fits = {k: v for k, v in old.state_dict().items() if v.shape == own[k].shape}
-        new.load_state_dict(fits, strict=False)
-        model.set_submodule(path, new)
-        left = ", ".join(sorted(own.keys() - fits.keys()))
-        logger.warning(f"{source}: other classes than here, so {path} starts random in {left}.")

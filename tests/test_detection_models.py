@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 
 from errors import UserError
 from models.detection import DETECTION_MODELS, build_detection_model
-from models.detector import select_detections
+from models.detector import on_cpu, select_detections
 from models.norm import convert_norm
 from models.pyramid_detectors import JointTower
 from models.syncbnnet import SyncBNBackbone, SyncBNNet
@@ -80,7 +80,7 @@ def yolo():
 def test_encode_is_the_inverse_of_decode():
     torch.manual_seed(0)
     codes = torch.randn(2, 21, 4, dtype=torch.double)
-    centers, strides = cells([(4, 4), (2, 2), (1, 1)], codes)
+    centers, strides = cells([(4, 4), (2, 2), (1, 1)], (32, 32), codes)
     boxes = decode(codes, centers, strides)
     assert (boxes[..., 2:] > boxes[..., :2]).all()
     torch.testing.assert_close(encode(boxes, centers, strides), codes)
@@ -88,7 +88,7 @@ def test_encode_is_the_inverse_of_decode():
 
 
 def test_cells_lie_on_the_picture():
-    centers, strides = cells([(3, 5), (2, 3), (1, 2)], torch.zeros(1))
+    centers, strides = cells([(3, 5), (2, 3), (1, 2)], (24, 40), torch.zeros(1))
     assert centers[:6].tolist() == [[4, 4], [12, 4], [20, 4], [28, 4], [36, 4], [4, 12]]
     assert centers[-1].tolist() == [48, 16]
     assert strides.tolist() == [8] * 15 + [16] * 6 + [32] * 2
@@ -100,7 +100,7 @@ def test_cells_lie_on_the_picture():
 def by_hand(boxes, labels, scores=None, **options):
     """Assignment on the 8x8 grid of stride 8 whose predictions are boxes of 16 pixels."""
     codes = torch.zeros(1, 84, 4)
-    centers, strides = cells([(8, 8), (4, 4), (2, 2)], codes)
+    centers, strides = cells([(8, 8), (4, 4), (2, 2)], (64, 64), codes)
     predicted = torch.cat([centers - 8, centers + 8], -1)[None]
     scores = torch.full((1, 84, 3), 0.5) if scores is None else scores
     boxes, labels = torch.tensor(boxes).float()[None], torch.tensor(labels)[None]
@@ -148,7 +148,7 @@ def test_even_an_object_between_all_cells_is_learnt():
 
 def test_an_object_that_no_prediction_meets_is_learnt():
     codes = torch.zeros(1, 84, 4)
-    centers, strides = cells([(8, 8), (4, 4), (2, 2)], codes)
+    centers, strides = cells([(8, 8), (4, 4), (2, 2)], (64, 64), codes)
     far = torch.tensor([900.0, 900, 910, 910]).expand(1, 84, 4)
     boxes, labels = torch.tensor([[[16.0, 16, 48, 48]]]), torch.tensor([[0]])
     found = assign(torch.full((1, 84, 1), 0.5), far, centers, strides, boxes, labels)
@@ -159,7 +159,7 @@ def test_an_object_that_no_prediction_meets_is_learnt():
 def test_padding_is_never_assigned(objects):
     boxes = torch.rand(2, objects, 4) * 64
     codes = torch.zeros(1, 84, 4)
-    centers, strides = cells([(8, 8), (4, 4), (2, 2)], codes)
+    centers, strides = cells([(8, 8), (4, 4), (2, 2)], (64, 64), codes)
     predicted = torch.cat([centers - 8, centers + 8], -1).expand(2, -1, -1)
     labels = torch.full((2, objects), -1)
     found = assign(torch.rand(2, 84, 3), predicted, centers, strides, boxes, labels)
@@ -230,7 +230,7 @@ def test_loss_compiles_into_one_graph():
     targets = make_targets(TWO, ONE)
 
     def loss(logits, codes):
-        centers, strides = cells([(8, 8), (4, 4), (2, 2)], codes)
+        centers, strides = cells([(8, 8), (4, 4), (2, 2)], (64, 64), codes)
         return yolo_losses(logits, decode(codes, centers, strides), centers, strides, targets)
 
     logits, codes = torch.randn(2, 84, 5), torch.randn(2, 84, 4)
@@ -288,6 +288,48 @@ def test_yolo_over_other_backbones():
         Yolo(SyncBNBackbone(widths=(8,), depths=(1,)), 5)
 
 
+class Shrinking(nn.Module):
+    """A backbone whose maps are the picture's means over 8, 16 and 32 pixels."""
+
+    channels, strides = [3, 3, 3], [8, 16, 32]
+
+    def __init__(self, round_to=1):
+        super().__init__()
+        self.round_to = round_to
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x)
+        return [nn.functional.avg_pool2d(x, stride) for stride in self.strides]
+
+
+def test_yolo_over_a_backbone_that_rounds_sizes_down():
+    backbone = Shrinking()
+    model = Yolo(backbone, 5, width=8)
+    corner = make_targets([(1, (103, 103, 107, 107))])
+    images = torch.rand(1, 3, 108, 108)
+    losses = model(images, corner)  # maps of 13, 6 and 3 cells a side
+    assert losses.positives > 0
+    # Where stride times cells leaves a border, the object's centre still lies in a cell.
+    centers, strides = cells([(13, 13), (6, 6), (3, 3)], (108, 108), images)
+    reach = ((centers - 105).abs() <= strides[:, None] / 2).all(1)
+    assert reach[: 13 * 13].any() and reach[13 * 13 : -9].any() and reach[-9:].any()
+    assert centers.max() < 108
+
+
+def test_yolo_pads_where_a_backbone_would_enlarge():
+    backbone = Shrinking(round_to=32)
+    model = Yolo(backbone, 5, width=8).eval()
+    images = torch.rand(1, 3, 100, 70)
+    with torch.no_grad():
+        found = model(images)[0]
+    (seen,) = backbone.seen
+    assert seen.shape == (1, 3, 128, 96)
+    assert torch.equal(seen[..., :100, :70], (images - model.mean) / model.std)
+    assert not seen[..., 100:, :].any() and not seen[..., 70:].any()
+    assert (found["boxes"] <= torch.tensor([70, 100, 70, 100])).all()
+
+
 # Choosing detections
 
 
@@ -323,8 +365,10 @@ def detector(request):
 def test_every_parameter_gets_a_gradient(detector, pictures):
     detector.train().zero_grad(set_to_none=True)
     losses = detector(torch.rand(2, 3, SIZE, SIZE), make_targets(*pictures))
-    assert losses.positives.dtype.is_floating_point or losses.positives == len(pictures[0])
-    assert (losses.positives > 0) == (pictures[0] == TWO)
+    if detector.divides_by == "positives":
+        assert (losses.positives > 0) == (pictures[0] == TWO)
+    else:
+        assert losses.positives is None
     total(losses).backward()
     assert without_gradient(detector) == []
 
@@ -347,6 +391,37 @@ def test_evaluation_mode_gives_losses_and_changes_nothing(detector):
     # In training mode the batch's statistics take part, so the loss is another one.
     torch.manual_seed(0)
     assert total(detector.train()(images, targets)) != losses[0]
+
+
+def test_losses_and_detections_take_one_pass(detector):
+    images, targets = torch.rand(2, 3, SIZE, SIZE), make_targets(TWO, ONE)
+    detector.eval()
+    with torch.no_grad():
+        torch.manual_seed(0)
+        losses, found = detector(images, targets), detector(images)
+        passes = []
+        hook = detector.backbone.register_forward_hook(lambda *args: passes.append(args[2]))
+        torch.manual_seed(0)
+        both = detector(images, targets, detect=True)
+        hook.remove()
+    first = passes[0] if isinstance(passes[0], list) else list(passes[0].values())
+    for other in passes[1:]:  # the same maps, kept
+        assert all(map(torch.equal, first, other.values()))
+        assert first[0].data_ptr() == next(iter(other.values())).data_ptr()
+    torch.testing.assert_close(both, (losses, found), rtol=0, atol=0)
+    assert "forward" not in vars(detector.backbone)
+
+
+def test_detections_reach_the_cpu_as_they_are():
+    found = [
+        {
+            "boxes": torch.rand(count, 4) * 600,
+            "scores": torch.rand(count),
+            "labels": torch.randint(90, (count,)),
+        }
+        for count in (3, 0, 2)
+    ]
+    torch.testing.assert_close(on_cpu(found), found, rtol=0, atol=0)
 
 
 def test_detections_are_in_pixels_of_the_input(detector):
@@ -465,27 +540,31 @@ def test_mask_rcnn_trains_and_gives_masks():
     with torch.no_grad():
         found = model.eval()(torch.rand(1, 3, SIZE, SIZE))[0]
     assert found["masks"].shape == (2, SIZE, SIZE)
-    assert found["masks"].dtype == torch.uint8
+    assert found["masks"].is_floating_point()
+    assert 0 <= found["masks"].min() < found["masks"].max() <= 1
 
 
 def pretend_published(monkeypatch, name):
     """Let torchvision find random weights of all COCO classes in place of a download."""
     published = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+    for key, value in published.named_parameters():
+        if key.endswith(".bias") and key.startswith(("head", "roi_heads")):
+            nn.init.normal_(value)  # as trained ones do, these differ from class to class
     monkeypatch.setattr(
         "torchvision.models._api.load_state_dict_from_url", lambda *a, **k: published.state_dict()
     )
-    return published.state_dict()
+    return published
 
 
 @pytest.mark.parametrize("name", SMALL_TORCHVISION)
 def test_published_weights_with_other_classes(monkeypatch, caplog, name):
-    published = pretend_published(monkeypatch, name)
+    published = pretend_published(monkeypatch, name).state_dict()
     model = build_detection_model(name, 5, weights="default", trainable_layers=2)
     own = model.state_dict()
     same = [k for k in own if own[k].shape == published[k].shape]
     assert len(same) > 0.9 * len(own)
     assert all(torch.equal(own[k], published[k]) for k in same)
-    assert "starts random in" in caplog.text
+    assert "0 of the 5 classes are in it" in caplog.text
     frozen = [k for k, p in model.named_parameters() if not p.requires_grad]
     assert frozen
     assert all(k.startswith("backbone.") for k in frozen)
@@ -495,10 +574,69 @@ def test_published_weights_with_other_classes(monkeypatch, caplog, name):
 
 def test_published_weights_with_the_same_classes(monkeypatch, caplog):
     name = "ssdlite320_mobilenet_v3_large"
-    published = pretend_published(monkeypatch, name)
-    model = build_detection_model(name, 90, weights="default")
-    torch.testing.assert_close(dict(model.state_dict()), dict(published), rtol=0, atol=0)
+    published = pretend_published(monkeypatch, name).state_dict()
+    for names in (None, COCO_NAMES[1:]):
+        model = build_detection_model(name, 90, weights="default", class_names=names)
+        torch.testing.assert_close(dict(model.state_dict()), dict(published), rtol=0, atol=0)
     assert caplog.text == ""
+
+
+COCO_NAMES = torchvision.models.detection.SSDLite320_MobileNet_V3_Large_Weights.DEFAULT.meta[
+    "categories"
+]
+
+
+def class_logits(model, maps):
+    """What a detector's heads say of each class from random features, background left out."""
+    torch.manual_seed(1)
+    if hasattr(model, "roi_heads"):
+        said = list(model.roi_heads.box_predictor(torch.randn(3, maps)))
+        said[1] = said[1].unflatten(1, (-1, 4)).transpose(1, 2)
+        if model.roi_heads.mask_predictor is not None:
+            masks = model.roi_heads.mask_predictor(torch.randn(3, 256, 2, 2))
+            said.append(masks.flatten(2).transpose(1, 2))
+        return [part[..., 1:] for part in said]
+    widths = maps if isinstance(maps, list) else [maps]
+    logits = model.head.classification_head([torch.randn(1, width, 4, 4) for width in widths])
+    return [logits[..., 1:] if isinstance(maps, list) else logits]
+
+
+@pytest.mark.parametrize(
+    ("name", "maps"),
+    [
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", 1024),
+        ("maskrcnn_resnet50_fpn", 1024),
+        ("fcos_resnet50_fpn", 256),
+        ("ssdlite320_mobilenet_v3_large", [672, 480, 512, 256, 256, 128]),
+    ],
+)
+def test_published_heads_know_their_classes_by_name(monkeypatch, caplog, name, maps):
+    """COCO's own file has 80 classes in the place of the heads' 91."""
+    published = pretend_published(monkeypatch, name).eval()
+    dense = name.startswith("fcos")
+    theirs = COCO_NAMES[not dense :]
+    known = [name for name in COCO_NAMES[1:] if name != "N/A"]
+    names = ["wombat", *reversed(known)]
+    assert len(known) == 80
+    model = build_detection_model(name, 81, weights="default", class_names=names).eval()
+    with torch.no_grad():
+        said = zip(class_logits(model, maps), class_logits(published, maps), strict=True)
+        for mine, expected in said:
+            assert mine.shape[-1] == 81
+            learnt = [theirs.index(name) for name in names[1:]]
+            torch.testing.assert_close(mine[..., 1:], expected[..., learnt])
+    assert "80 of the 81 classes are in it" in caplog.text and "(wombat)" in caplog.text
+
+
+def test_as_many_classes_of_other_names_are_no_heads_to_keep(monkeypatch):
+    name = "ssdlite320_mobilenet_v3_large"
+    published = pretend_published(monkeypatch, name).state_dict()
+    names = [f"thing {n}" for n in range(89)] + ["person"]
+    own = build_detection_model(name, 90, weights="default", class_names=names).state_dict()
+    key = "head.classification_head.module_list.0.1.bias"
+    mine, theirs = own[key].view(-1, 91), published[key].view(-1, 91)
+    assert torch.equal(mine[:, [0, 90]], theirs[:, [0, COCO_NAMES.index("person")]])
+    assert not torch.equal(mine[:, 1], theirs[:, 1])
 
 
 def test_published_backbone_is_frozen_and_can_be_synchronised(monkeypatch):

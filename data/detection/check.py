@@ -48,7 +48,7 @@ class DetectionSurvey:
 
 
 def survey_detection(dataset: DetectionDataset, num_workers: int = 0) -> DetectionSurvey:
-    """Decode every picture and mask, as they are stored, and count the classes' boxes."""
+    """Decode every picture and draw every mask as stored, and count the classes' boxes."""
     loader = DataLoader(_Reader(dataset), batch_size=16, num_workers=num_workers, collate_fn=list)
     num_classes = len(dataset.data.classes)
     problems: list[str] = []

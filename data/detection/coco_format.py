@@ -1,12 +1,13 @@
 """Detection data in COCO's layout: one JSON file per split, and folders of pictures."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data.detection.reading import area, box, flag, identity, pixels, read_each, text
 from data.detection.rows import Annotated, DetectionData, class_colors, to_rows
-from data.sources import TRAIN, VAL, data_root
+from data.sources import TRAIN, VAL, data_root, evenly_spaced
 from errors import UserError
 
 EXPECTED = "annotations/instances_{train,val}*.json and the folders of their pictures"
@@ -22,6 +23,9 @@ FILES = (
     "instances_{}.json",
     "{}.json",
 )
+LOOKED_FOR = 32  # pictures of a file that tell their folder
+
+Id = int | str
 
 
 def load_coco(
@@ -54,8 +58,8 @@ def load_coco(
             )
     class_ids = {number: classes.index(name) for number, name in names.items()}
     train, val = (
-        to_rows(_pictures(root, file, content, class_ids), classes, with_masks)
-        for file, content in zip(files, contents, strict=True)
+        to_rows(_pictures(root, split, file, content, class_ids), classes, with_masks)
+        for split, file, content in zip((TRAIN, VAL), files, contents, strict=True)
     )
     return DetectionData(train, val, classes, class_colors(len(classes)), notes)
 
@@ -75,7 +79,7 @@ def _annotation_files(root: Path, split_names: Sequence[str]) -> list[Path]:
 def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         content = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is no valid JSON ({error}): restore the file.") from None
     for part in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
@@ -88,12 +92,11 @@ def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
     return content
 
 
-def _category_names(files: list[Path], contents: list[dict]) -> dict[int, str]:
+def _category_names(files: list[Path], contents: list[dict]) -> dict[Id, str]:
     """Names of the category ids in the order of the ids, the same in both files."""
-    names: dict[int, str] = {}
+    names: dict[Id, str] = {}
     for file, content in zip(files, contents, strict=True):
-        for category in content["categories"]:
-            number, name = _fields(file, category, "category", "id", "name")
+        for number, name in read_each(str(file), "category", content["categories"], _category):
             if names.setdefault(number, name) != name:
                 raise UserError(
                     f"{file} calls the category {number} {name}, but {files[0]} calls it "
@@ -101,71 +104,68 @@ def _category_names(files: list[Path], contents: list[dict]) -> dict[int, str]:
                 )
     if len(set(names.values())) < len(names):
         raise UserError(f"{files[0]} gives two categories the same name: rename one.")
-    return dict(sorted(names.items()))
+    return dict(sorted(names.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+
+
+def _category(entry: dict[str, Any]) -> tuple[Id, str]:
+    return identity(entry["id"]), text(entry["name"])
 
 
 def _pictures(
-    root: Path, file: Path, content: dict, class_ids: dict[int, int]
-) -> Iterator[Annotated]:
-    folder = _picture_folder(root, file, _fields(file, content["images"][0], "image", "file_name"))
-    pictures: dict[int, Annotated] = {}
-    for position, image in enumerate(content["images"]):
-        name, number = _fields(file, image, "image", "file_name", "id")
-        height, width = image.get("height"), image.get("width")
-        size = (int(height), int(width)) if height and width else None
+    root: Path, split_names: Sequence[str], file: Path, content: dict, class_ids: dict[Id, int]
+) -> list[Annotated]:
+    """The pictures of a file with their objects, in its order."""
+    images = list(read_each(str(file), "image", content["images"], _image))
+    folder = _picture_folder(root, split_names, file, [name for _, name, _ in images])
+    pictures: dict[Id, Annotated] = {}
+    for position, (number, name, size) in enumerate(images):
+        if number in pictures:
+            raise UserError(
+                f"{file} lists two images with the id {number} (one is {name}): give each its own."
+            )
         image_id = number if isinstance(number, int) else position
         pictures[number] = Annotated(str(folder / name), size, image_id)
-    for entry in content["annotations"]:
-        image, category, box = _fields(file, entry, "annotation", "image_id", "category_id", "bbox")
-        if image not in pictures or category not in class_ids:
-            what = f"image {image}" if image not in pictures else f"category {category}"
-            raise UserError(
-                f"Annotation {entry.get('id')} in {file} is of the {what}, which the file doesn't "
-                "list: add it or remove the annotation."
-            )
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            raise UserError(
-                f"Annotation {entry.get('id')} in {file} has the bbox {box}: it must be four "
-                "numbers, x, y, width and height in pixels."
-            )
+
+    def add(entry: dict[str, Any]) -> None:
+        image, category = identity(entry["image_id"]), identity(entry["category_id"])
+        for what, number, known in (("image", image, pictures), ("category", category, class_ids)):
+            if number not in known:
+                raise ValueError(f"it is of the {what} {number}, which the file doesn't list")
         pictures[image].add(
-            box,
+            box(entry["bbox"]),
             class_ids[category],
-            crowd=bool(entry.get("iscrowd")),
-            area=entry.get("area"),
+            crowd=flag(entry.get("iscrowd")),
+            area=area(entry.get("area")),
             outline=entry.get("segmentation"),
         )
-    yield from pictures.values()
+
+    for _ in read_each(str(file), "annotation", content["annotations"], add):
+        pass
+    return list(pictures.values())
 
 
-def _picture_folder(root: Path, file: Path, first: tuple) -> Path:
-    (name,) = first
+def _image(entry: dict[str, Any]) -> tuple[Id, str, tuple[int, int] | None]:
+    size = pixels(entry.get("height")), pixels(entry.get("width"))
+    return identity(entry["id"]), text(entry["file_name"]), size if all(size) else None
+
+
+def _picture_folder(
+    root: Path, split_names: Sequence[str], file: Path, names: Sequence[str]
+) -> Path:
+    """The folder that holds most of the pictures, as far as a sample of them shows.
+
+    Folders of the other split are left alone: its pictures may go by the same names.
+    """
     split = file.stem.removeprefix("instances_")
-    near = file.parent
-    for folder in (
-        root / split,
-        root / "images" / split,
-        near,
-        near / "images",
-        root / "images",
-        root,
-        *(parent / other for other in (*TRAIN, *VAL) for parent in (root, root / "images")),
-    ):
-        if (folder / name).is_file():
-            return folder
-    raise UserError(
-        f"{file} lists {name}, which is in none of the usual folders: put the pictures into "
-        f"{root / split}."
-    )
-
-
-def _fields(file: Path, entry: Any, what: str, *names: str) -> tuple:
-    """The values of an entry's fields; UserError if one is missing."""
-    for name in names:
-        if not isinstance(entry, dict) or name not in entry:
-            raise UserError(f"{file} has an {what} without '{name}' ({entry!s:.80}): complete it.")
-    return tuple(entry[name] for name in names)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+    folders = [parent / split for parent in (root, root / "images")]
+    folders += [file.parent, file.parent / "images"]
+    folders += [parent / name for name in split_names for parent in (root, root / "images")]
+    folders += [root / "images", root]
+    sample = [names[number] for number in evenly_spaced(len(names), LOOKED_FOR)]
+    found = [sum((folder / name).is_file() for name in sample) for folder in folders]
+    if not any(found):
+        raise UserError(
+            f"{file} lists {names[0]}, which like the others is in none of the usual folders: put "
+            f"the pictures into {root / split}."
+        )
+    return folders[found.index(max(found))]

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import datasets
-import numpy as np
 
+from data.detection.reading import area, box, flag, identity, pixels, read_each
 from data.detection.rows import Annotated, DetectionData, class_colors, stored_size, to_rows
 from data.sources import open_hub
 from errors import UserError
@@ -75,7 +75,7 @@ def load_hub(
                 )
         try:
             images = rows.select_columns([image_column]).rename_columns({image_column: "image"})
-            images = images.cast(datasets.Features({"image": datasets.Image(decode=False)}))
+            images = images.cast_column("image", datasets.Image(decode=False))
         except Exception as error:
             raise UserError(
                 f"The column {image_column} of {name} doesn't hold pictures: choose another with "
@@ -86,8 +86,8 @@ def load_hub(
     classes, ids = _classes(train, name, objects_column, class_names, objects)
     done = []
     for (images, rows), found in zip(splits, objects, strict=True):
-        sizes = _sizes(rows, images)
-        pictures = _annotated(found, sizes, ids, BOX_FORMATS[bbox_format], name)
+        sizes = _sizes(rows, images, name)
+        pictures = _annotated(found, sizes, ids, BOX_FORMATS[bbox_format])
         annotations = to_rows(pictures, classes, with_masks=False).remove_columns("image")
         # Side by side, so that the pictures stay where they are on the disk.
         done.append(datasets.concatenate_datasets([images, annotations], axis=1))
@@ -95,16 +95,16 @@ def load_hub(
 
 
 # Of each row, for each object: box, category, whether it is a crowd, and area if it is given.
-Objects = list[list[tuple[Sequence[float], Any, Any, float | None]]]
+Objects = list[list[tuple[list[float], int | str, bool, float | None]]]
 
 
 def _objects(rows: datasets.Dataset, name: str, column: str) -> Objects:
     """The objects of every row, stored as a dictionary of lists or a list of dictionaries."""
-    result = []
-    for cell in rows[column][:]:
+
+    def read(sample: tuple[int, Any]) -> list[tuple]:
+        _, cell = sample
         if not cell or (isinstance(cell, dict) and not any(cell.values())):
-            result.append([])
-            continue
+            return []
         if isinstance(cell, dict):
             fields = [_field(cell, names) for names in FIELDS]
         elif isinstance(cell, list) and all(isinstance(entry, dict) for entry in cell):
@@ -118,8 +118,14 @@ def _objects(rows: datasets.Dataset, name: str, column: str) -> Objects:
                 f"it holds {shown}: choose another with --objects_column."
             )
         fields = [values or [None] * len(fields[0]) for values in fields]
-        result.append(list(zip(*fields, strict=True)))
-    return result
+        if len(set(map(len, fields))) > 1:
+            raise ValueError("its lists are not of one length")
+        return [
+            (box(corners), identity(category), flag(crowd), area(size))
+            for corners, category, crowd, size in zip(*fields, strict=True)
+        ]
+
+    return list(read_each(name, "sample", enumerate(rows[column][:]), read))
 
 
 def _field(entry: dict[str, Any], names: Sequence[str]) -> Any:
@@ -170,11 +176,15 @@ def _class_label(feature: Any) -> list[str] | None:
     return None
 
 
-def _sizes(rows: datasets.Dataset, images: datasets.Dataset) -> Iterator[tuple[int, int]]:
+def _sizes(
+    rows: datasets.Dataset, images: datasets.Dataset, name: str
+) -> Iterator[tuple[int, int]]:
     """(height, width) of every picture: from columns of these names, or the files' headers."""
-    if {"height", "width"} <= set(rows.column_names):
-        return zip(rows["height"][:], rows["width"][:], strict=True)
-    return (stored_size(row["image"]) for row in images)
+    if not {"height", "width"} <= set(rows.column_names):
+        return (stored_size(row["image"]) for row in images)
+    stored = zip(rows["height"][:], rows["width"][:], strict=True)
+    sizes = read_each(name, "picture size", stored, lambda size: tuple(map(pixels, size)))
+    return (size if all(size) else stored_size(images[n]["image"]) for n, size in enumerate(sizes))
 
 
 def _annotated(
@@ -182,14 +192,9 @@ def _annotated(
     sizes: Iterator[tuple[int, int]],
     ids: dict[Any, int],
     convert: Callable[[Sequence[float], tuple[int, int]], Box],
-    name: str,
 ) -> Iterator[Annotated]:
-    for number, (row, size) in enumerate(zip(objects, sizes, strict=True)):
-        picture = Annotated("", tuple(size))  # the pictures have a table of their own
-        for box, category, crowd, area in row:
-            if np.shape(box) != (4,):
-                raise UserError(
-                    f"Sample {number} of {name} has a box {box!s:.60}: it must be four numbers."
-                )
-            picture.add(convert(box, size), ids[category], bool(crowd), area)
+    for row, size in zip(objects, sizes, strict=True):
+        picture = Annotated("", size)  # the pictures have a table of their own
+        for corners, category, crowd, covered in row:
+            picture.add(convert(corners, size), ids[category], crowd, covered)
         yield picture

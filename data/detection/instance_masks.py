@@ -6,13 +6,14 @@ lengths ``{"size": [height, width], "counts": ...}`` down the columns, compresse
 """
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from faster_coco_eval import mask as coco_mask
-from torch.nn.functional import interpolate
+from torch.nn.functional import grid_sample
 
 Outline = list | dict | None
 
@@ -22,24 +23,43 @@ def to_text(outline: Outline, size: tuple[int, int]) -> str:
 
     Args:
         outline: polygons or run lengths, as they stand in a COCO file.
-        size: (height, width) of the picture, which run lengths must cover exactly.
+        size: (height, width) of the picture, which run lengths must cover exactly. A point that
+            lies further outside than the picture is wide or high is moved to there.
     """
-    if isinstance(outline, dict):
-        if _fits(outline, size):
-            counts = outline["counts"]
-            counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
-            return json.dumps({"size": list(size), "counts": counts})
+    read = _run_lengths if isinstance(outline, dict) else _polygons
+    try:
+        drawable = read(outline, size)
+    except (LookupError, RuntimeError, TypeError, ValueError):  # of any form but COCO's
         return ""
-    # Fewer than three points are no polygon; the decoder would take two for a box.
-    polygons = [part for part in outline or () if len(part) >= 6 and len(part) % 2 == 0]
-    return json.dumps(polygons) if polygons else ""
+    return json.dumps(drawable) if drawable else ""
 
 
-def _fits(outline: dict[str, Any], size: tuple[int, int]) -> bool:
-    counts = outline.get("counts")
-    if list(outline.get("size", ())) != list(size) or not counts:
-        return False
-    return isinstance(counts, str | bytes) or sum(counts) == size[0] * size[1]
+def _run_lengths(outline: dict[str, Any], size: tuple[int, int]) -> dict[str, Any] | None:
+    counts = outline["counts"]
+    if list(outline["size"]) != list(size):
+        return None
+    if isinstance(counts, list):
+        fit = all(isinstance(n, int) and n >= 0 for n in counts) and sum(counts) == math.prod(size)
+        return {"size": list(size), "counts": counts} if fit else None
+    counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    rle = {"size": list(size), "counts": counts}
+    coco_mask.decode(rle)  # raises ValueError or RuntimeError if it is damaged
+    return rle
+
+
+def _polygons(outline: list | None, size: tuple[int, int]) -> list[list[float]]:
+    height, width = size
+    polygons = []
+    for part in outline or ():
+        points = np.asarray(part, dtype=np.float64)
+        if not np.isfinite(points).all():
+            raise ValueError("a point that is no number")
+        # Fewer than three points are no polygon; the decoder would take two for a box.
+        if points.ndim == 1 and len(points) >= 6 and len(points) % 2 == 0:
+            # The decoder walks along every edge, so a point far away would keep it busy for ever.
+            ends = np.array([width, height] * (len(points) // 2))
+            polygons.append(points.clip(-ends, 2 * ends).tolist())
+    return polygons
 
 
 def to_rle(text: str, size: tuple[int, int]) -> dict[str, Any]:
@@ -78,21 +98,38 @@ def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
     return boxes
 
 
-def to_original(masks: torch.Tensor, meta: dict[str, Any]) -> torch.Tensor:
-    """Masks in a letterboxed picture, as masks in the original one.
+def encode_original(mask: torch.Tensor, box: torch.Tensor, meta: dict[str, Any]) -> dict[str, Any]:
+    """Compressed run lengths, in the original picture, of a mask found in a letterboxed one.
+
+    What is resized are the probabilities, so the outline runs between the network's pixels, and
+    only around the box, since a large picture has far more pixels than its objects.
 
     Args:
-        masks: uint8 (N, H, W) at the network's input.
+        mask: (H, W) at the network's input, above one half inside the object.
+        box: (4,) x0 y0 x1 y1 in the original picture, around the object.
         meta: as for ``data.detection.geometry.to_original``.
-
-    Returns:
-        uint8 (N, height, width) of zeros and ones.
     """
     height, width = meta["size"].tolist()
     (scale_x, scale_y), (left, top) = meta["scale"].tolist(), meta["offset"].round().int().tolist()
     rows, columns = round(height * scale_y), round(width * scale_x)
-    window = masks[:, top : top + rows, left : left + columns].float()
-    if not len(window):
-        return torch.zeros(0, height, width, dtype=torch.uint8)
-    resized = interpolate(window[None], (height, width), mode="bilinear", align_corners=False)
-    return (resized[0] > 0.5).to(torch.uint8)
+    window = mask[top : top + rows, left : left + columns]
+    x0, y0, x1, y1 = box.tolist()
+    x, y = _around(x0, x1, 1 / scale_x, width), _around(y0, y1, 1 / scale_y, height)
+    # From -1 to 1 over the window, with its pixels' borders and not their centres at the ends.
+    places = (
+        (torch.arange(span.start, span.stop, dtype=window.dtype) + 0.5) * 2 / length - 1
+        for span, length in ((y, height), (x, width))
+    )
+    grid = torch.stack(torch.meshgrid(*places, indexing="ij")[::-1], -1)
+    resized = grid_sample(
+        window[None, None], grid[None], padding_mode="border", align_corners=False
+    )
+    whole = np.zeros((height, width), dtype=np.uint8, order="F")
+    whole[y, x] = (resized[0, 0] > 0.5).numpy()
+    return encode(whole)
+
+
+def _around(low: float, high: float, margin: float, length: int) -> slice:
+    """The pixels from ``low`` to ``high`` and so many more on both sides, at least one."""
+    first = min(max(0, math.floor(low - margin)), length - 1)
+    return slice(first, max(first + 1, min(length, math.ceil(high + margin))))

@@ -1,13 +1,14 @@
 """Detection data in Pascal VOC's layout: an XML file per picture, and lists of names per split."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 from data.class_lists import VOC
+from data.detection.reading import MALFORMED, pixels, read_text, reason
 from data.detection.rows import Annotated, DetectionData, class_colors, to_rows
-from data.sources import TRAIN, VAL, data_root, picture_files, require_folders
+from data.sources import PICTURES, TRAIN, VAL, data_root, picture_files, require_folders
 from errors import UserError
 
 EXPECTED = "JPEGImages, Annotations and ImageSets/Main"
@@ -48,7 +49,7 @@ def load_voc(
     files = dict(picture_files(images))
     splits = []
     for split_names in (TRAIN, VAL):
-        names = _listed(lists, split_names)
+        names = _listed(lists, split_names, files)
         missing = next((name for name in names if name not in files), None)
         if missing is not None:
             raise UserError(f"{images} has no picture {missing} although {lists} lists it: add it.")
@@ -64,17 +65,25 @@ def load_voc(
 EXPECTED_FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
 
 
-def _listed(lists: Path, split_names: Sequence[str]) -> list[str]:
+def _listed(lists: Path, split_names: Sequence[str], known: Container[str]) -> list[str]:
     file = next((f for name in split_names if (f := lists / f"{name}.txt").is_file()), None)
     if file is None:
         raise UserError(
             f"{lists} has no {split_names[0]}.txt: write the names of the split's pictures into "
             "it, one a line, without suffix."
         )
-    names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    names = [_name(line.strip(), known) for line in read_text(file).splitlines() if line.strip()]
     if not names:
         raise UserError(f"{file} is empty: write the names of the split's pictures into it.")
     return names
+
+
+def _name(line: str, known: Container[str]) -> str:
+    """The picture that a line names, maybe with its suffix, or as in VOC's lists of one class."""
+    plain = line[: -len(Path(line).suffix)] if Path(line).suffix.lower() in PICTURES else line
+    listed, _, shown = line.rpartition(" ")
+    candidates = [line, plain, *([listed.strip()] if shown in ("-1", "0", "1") else [])]
+    return next((name for name in candidates if name in known), line)
 
 
 def _parse(file: Path) -> _Annotation:
@@ -83,12 +92,12 @@ def _parse(file: Path) -> _Annotation:
     try:
         tree = ElementTree.parse(file).getroot()
         width, height = (tree.findtext(f"size/{side}") for side in ("width", "height"))
-        size = (int(float(height or 0)), int(float(width or 0)))
+        size = (pixels(height), pixels(width))
         objects = [_object(entry) for entry in tree.iter("object")]
-    except (ElementTree.ParseError, TypeError, ValueError) as error:
+    except (ElementTree.ParseError, *MALFORMED) as error:
         raise UserError(
-            f"{file} is no valid VOC annotation ({error}): correct it, or take its picture off "
-            "the list."
+            f"{file} is no valid VOC annotation ({reason(error)}): correct it, or take its picture "
+            "off the list."
         ) from None
     return _Annotation(file, size if all(size) else None, objects)
 

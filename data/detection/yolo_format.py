@@ -1,5 +1,6 @@
 """Detection data in YOLO's layout: a text file per picture, and the names in data.yaml."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import yaml
 
 from data.class_lists import read_class_file
+from data.detection.reading import read_text
 from data.detection.rows import Annotated, DetectionData, class_colors, stored_size, to_rows
 from data.sources import TRAIN, VAL, data_root, picture_files
 from errors import UserError
 
 EXPECTED = "images/{train,val} and labels/{train,val}, or {train,val}/images and .../labels"
 NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
+MOST_CLASSES = 10_000  # a higher number without a name is a slip
 
 Line = tuple[int, list[float]]  # class id and normalised numbers
 
@@ -40,6 +43,11 @@ def load_yolo(
     classes = list(class_names or _names(root, description) or ())
     notes = ()
     if not classes:
+        if highest >= MOST_CLASSES:
+            raise UserError(
+                f"The labels in {root} go up to class {highest}, and no class names were given: "
+                "correct the number, or write the names into data.yaml."
+            )
         classes = [f"class {number}" for number in range(highest + 1)]
         notes = (f"No class names were given: the labels show {len(classes)} classes.",)
     train, val = (to_rows(_annotated(split, classes), classes, with_masks) for split in parsed)
@@ -47,41 +55,70 @@ def load_yolo(
 
 
 def _description(root: Path) -> dict[str, Any]:
+    """data.yaml, with the splits as lists of places and the names as a list."""
     file = next((f for name in ("data", "dataset") if (f := root / f"{name}.yaml").is_file()), None)
     if file is None:
         return {}
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(read_text(file))
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file} is no valid YAML ({reason}): correct it.") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} must name the splits and the classes (train, val, names).")
-    return content
+    for split in (*TRAIN, *VAL):
+        places = content.get(split) or []
+        content[split] = [places] if isinstance(places, str) else places
+        if not _are_texts(content[split]):
+            raise UserError(f"{file} has {split}: {places!s:.60}, which must be a path or several.")
+    if content.get("names"):
+        content["names"] = _named(file, content["names"])
+    return content | {"file": file}
+
+
+def _named(file: Path, names: Any) -> list[str]:
+    """The class names of data.yaml, where they are a list or an entry per number."""
+    if isinstance(names, dict):
+        try:
+            numbered = {int(number): str(name) for number, name in names.items()}
+        except (TypeError, ValueError):
+            numbered = {}
+        if numbered and 0 <= min(numbered) <= max(numbered) < MOST_CLASSES:
+            names = [numbered.get(n, f"class {n}") for n in range(max(numbered) + 1)]
+    if not isinstance(names, list):
+        raise UserError(f"The names in {file} must be a list, or an entry per number from 0.")
+    names = [str(name) for name in names]
+    return _unique(file, names)
+
+
+def _unique(file: Path, names: list[str]) -> list[str]:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{file} gives two classes the name {twice}: rename one.")
+    return names
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _names(root: Path, description: dict[str, Any]) -> list[str] | None:
-    names = description.get("names")
-    if isinstance(names, dict):
-        try:
-            highest = max(map(int, names))
-            return [str(names.get(n, names.get(str(n), f"class {n}"))) for n in range(highest + 1)]
-        except ValueError:
-            raise UserError(
-                f"The names in {root}/data.yaml must be a list, or an entry per number."
-            ) from None
-    if names:
-        return [str(name) for name in names]
+    if names := description.get("names"):
+        return names
     file = next((f for name in NAME_FILES if (f := root / name).is_file()), None)
-    return read_class_file(file)[0] if file else None
+    return _unique(file, read_class_file(file)[0]) if file else None
 
 
 def _pictures(root: Path, description: dict[str, Any], split_names: Sequence[str]) -> list[Path]:
     """A split's pictures: from data.yaml, or a list of names, or from folders."""
     places = next((description[name] for name in split_names if description.get(name)), [])
-    places = [places] if isinstance(places, str) else places
     bases = (root / str(description.get("path", "")), root)
-    found = [path for place in places if (path := _resolve(str(place), bases))]
+    found = [_resolve(place, bases) for place in places]
+    if None in found:
+        raise UserError(
+            f"{description['file']} names {places[found.index(None)]}, which is not there: restore "
+            "it, or correct the path."
+        )
     if not found:
         usual = (
             arrangement.format(name)
@@ -112,7 +149,7 @@ def _listed(root: Path, place: Path) -> Iterator[Path]:
     if place.is_dir():
         yield from (image for _, image in picture_files(place))
         return
-    for line in place.read_text().splitlines():
+    for line in read_text(place).splitlines():
         if line.strip():
             image = Path(line.strip()).expanduser()
             nearest = (root / image, place.parent / image)
@@ -132,7 +169,7 @@ def _parse(file: Path) -> list[Line]:
     if not file.is_file():
         return []
     lines = []
-    for number, text in enumerate(file.read_text().splitlines(), start=1):
+    for number, text in enumerate(read_text(file).splitlines(), start=1):
         fields = text.split()
         if not fields:
             continue
@@ -141,7 +178,8 @@ def _parse(file: Path) -> list[Line]:
         except ValueError:
             category, values = -1, []
         is_polygon = len(values) >= 6 and len(values) % 2 == 0
-        if category < 0 or not (len(values) == 4 or is_polygon):
+        finite = all(map(math.isfinite, values))
+        if category < 0 or not finite or not (len(values) == 4 or is_polygon):
             raise UserError(
                 f"Line {number} of {file} is '{text.strip():.60}': it must be 'class cx cy w h', "
                 "or a class and the points of a polygon."

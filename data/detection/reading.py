@@ -1,0 +1,106 @@
+"""Reading users' annotations: whatever is wrong with one becomes a sentence that names its file."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+
+# What reading a record raises that isn't of the form expected.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+MOST_PIXELS = 2**31 - 1  # of a side, as the table of rows stores it
+LARGEST_ID = 2**63 - 1
+
+
+def read_each(
+    where: str, what: str, records: Iterable[Any], read: Callable[[Any], Any]
+) -> Iterator[Any]:
+    """What ``read`` makes of each record.
+
+    Args:
+        where: the file, or what else a message calls the source.
+        what: what a message calls a record.
+        records: as stored.
+        read: raises one of MALFORMED for a record that it can't read.
+
+    Raises:
+        UserError: a record can't be read; the message shows it and says why.
+    """
+    for record in records:
+        try:
+            result = read(record)
+        except MALFORMED as error:
+            shown = " ".join(f"{record!s:.200}".split())
+            raise UserError(
+                f"{where} has the {what} {shown:.80}, which can't be used ({reason(error)}): "
+                "correct or remove it."
+            ) from error
+        yield result
+
+
+def reason(error: Exception) -> str:
+    """What a malformed record lacks, as a part of a sentence."""
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    return " ".join(str(error).split()).replace(". ", "; ").rstrip(".")
+
+
+def read_text(file: Path) -> str:
+    """A text file in UTF-8.
+
+    Raises:
+        UserError: it can't be read as such.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        problem = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise UserError(f"{file} can't be read ({problem}): restore it or save it anew.") from None
+
+
+def identity(value: Any) -> int | str:
+    """The number or text by which records refer to each other."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int | str) or (isinstance(value, int) and abs(value) > LARGEST_ID):
+        raise ValueError(f"{value!s:.40} is no id")
+    return value
+
+
+def text(value: Any) -> str:
+    """A name."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!s:.40} is no text")
+    return value
+
+
+def pixels(value: Any) -> int:
+    """A picture's height or width; 0 where it is not given."""
+    length = float(value or 0)
+    if not 0 <= length <= MOST_PIXELS:
+        raise ValueError(f"{value!s:.40} is no number of pixels")
+    return int(length)
+
+
+def flag(value: Any) -> bool:
+    """Yes or no, stored as a number or its text."""
+    return bool(int(value or 0))
+
+
+def area(value: Any) -> float | None:
+    """An object's area in pixels; None where it is not given."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"the area {value!s:.40} is no positive number")
+    return float(value)
+
+
+def box(value: Any) -> list[float]:
+    """The four numbers of a box, which may be infinite or NaN."""
+    if not isinstance(value, list) or len(value) != 4:
+        raise ValueError(f"the box {value!s:.60} is not four numbers")
+    if not all(isinstance(number, int | float) for number in value):
+        raise ValueError(f"the box {value!s:.60} holds something else than numbers")
+    return [float(number) for number in value]
