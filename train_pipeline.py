@@ -365,7 +365,7 @@ class Training:
         _refuse_non_finite("validation loss", metrics["loss"], step)  # nor are such weights saved
         if self.classes > 5:
             metrics["top5"] = top5 / count
-        report.evaluation(step, step * self.options.batch_size, metrics, BEST_METRIC)
+        report.evaluation(step, step * self.options.batch_size, metrics)
         self.metrics["last"] = metrics
         is_best = metrics[BEST_METRIC] > self.metrics["best"].get(BEST_METRIC, -1)
         if is_best:
@@ -466,7 +466,7 @@ def main(options: Options) -> int:
     del model, units  # the other stages' weights are not needed here
 
     training = Training(accelerator, options, place, data, stage, shapes)
-    report = Report(accelerator, folder, options, start=0, total=training.steps)
+    report = Report(accelerator, folder, options, BEST_METRIC, start=0, total=training.steps)
     try:
         training.fit(report, folder)
     finally:
@@ -491,7 +491,7 @@ def main(options: Options) -> int:
         **training.summary(),
         "seconds": time.monotonic() - started,
     }
-    report.conclude(summary, BEST_METRIC)
+    report.conclude(summary)
     if (bubble := summary["bubble"])["measured"] is not None:
         accelerator.print(
             f"  bubble  {bubble['measured']:.1%} of the stages' time, "

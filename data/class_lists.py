@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.masks import IGNORE, MAX_CLASSES, Color, MaskRule, default_colors
+from data.sources import read_text
 from errors import UserError
 
 CAMVID = {
@@ -126,12 +127,7 @@ def read_class_file(path: Path) -> tuple[list[str], list[Color] | None]:
     """
     if not path.is_file():
         raise UserError(f"There is no class file {path}: write one class name per line into it.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(
-            f"The class file {path} is not text in UTF-8: save it as such, one class name per line."
-        ) from None
+    text = read_text(path)
     if path.suffix == ".json":
         return _parse_json(path, text), None
     names, colors = [], []

@@ -75,11 +75,16 @@ def picture_files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def read_text(file: Path) -> str:
-    """A text file's content; UserError if it isn't UTF-8."""
+    """A text file in UTF-8.
+
+    Raises:
+        UserError: it can't be read as such.
+    """
     try:
         return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{file} is not text in UTF-8: save it as such.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        problem = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise UserError(f"{file} can't be read ({problem}): restore it or save it anew.") from None
 
 
 def require_classes(classes: Sequence[str], where: object) -> None:

@@ -121,7 +121,13 @@ class Trainer:
             self.folder.write_options(options)
         done, total = self.state.progress, self.plan.total_steps
         self.report = Report(
-            accelerator, self.folder, options, done.step, total, done.evaluated_step
+            accelerator,
+            self.folder,
+            options,
+            task.best_metric,
+            done.step,
+            total,
+            done.evaluated_step,
         )
         if checkpoint:
             self.report.say(f"Continuing from {checkpoint}.")
@@ -343,7 +349,7 @@ class Trainer:
         score = self.task.best_metric
         if self.disagreement:
             self.report.disagreement(progress.step, self.disagreement)
-        self.report.evaluation(progress.step, samples, metrics, score)
+        self.report.evaluation(progress.step, samples, metrics)
         if self.folder:
             self.report.pictures(progress.step, self.task.pictures(self.eval_model))
         if metrics[score] > progress.best.get(score, -math.inf):
@@ -393,4 +399,4 @@ class Trainer:
             "seconds": seconds,
             "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
         }
-        self.report.conclude(summary, self.task.best_metric)
+        self.report.conclude(summary)

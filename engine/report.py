@@ -29,6 +29,7 @@ class Report:
         accelerator: its TensorBoard tracker is started here.
         folder: the run's folder (main process) or None.
         options: logged as hyperparameters.
+        best_metric: the metric that is shown first, also beside the hyperparameters.
         start: optimizer steps already done when this part of the run begins.
         total: optimizer steps of the whole run.
         evaluated_step: the step of the last evaluation before ``start``.
@@ -39,11 +40,12 @@ class Report:
         accelerator: Accelerator,
         folder: RunFolder | None,
         options: CommonOptions,
+        best_metric: str,
         start: int,
         total: int,
         evaluated_step: int = -1,
     ) -> None:
-        self.folder = folder
+        self.folder, self.best_metric = folder, best_metric
         if folder is None:
             return
         if options.eval_only:  # adds to what is there
@@ -75,7 +77,8 @@ class Report:
             key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
             for key, value in dataclasses.asdict(options).items()
         }
-        for summary in hparams(values, {}):
+        # Of the metric, its name alone: TensorBoard takes the values from the curve.
+        for summary in hparams(values, {f"val/{self.best_metric}": 0.0}):
             self.writer.file_writer.add_summary(summary)
         table = "\n".join(f"| {key} | {value} |" for key, value in values.items())
         self.writer.add_text("options", f"| option | value |\n|---|---|\n{table}")
@@ -96,13 +99,14 @@ class Report:
         if self.folder is not None:
             self.bar.update(step - self.bar.n)
 
-    def evaluation(self, step: int, samples: int, metrics: dict[str, float], best: str) -> None:
+    def evaluation(self, step: int, samples: int, metrics: dict[str, float]) -> None:
         """An evaluation: a line in metrics.jsonl, scalars, a line on the screen."""
         if self.folder is None:
             return
         finite = {key: v if math.isfinite(v) else None for key, v in metrics.items()}
         self.folder.log_metrics({"step": step, "samples": samples, "eval": finite})
         self.tracker.log({f"val/{key}": value for key, value in metrics.items()}, step=step)
+        best = self.best_metric
         shown = [best, *(key for key in metrics if "/" not in key and key != best)]
         self.say(f"step {step}: " + ", ".join(f"{key} {metrics[key]:.4f}" for key in shown))
 
@@ -140,13 +144,13 @@ class Report:
         if self.folder is not None:
             self.bar.close()
 
-    def conclude(self, summary: dict[str, Any], best: str) -> None:
+    def conclude(self, summary: dict[str, Any]) -> None:
         """Write the summary, and say what came out and where it is."""
         if self.folder is None:
             return
         self.close()
         self.folder.write_summary(summary, self.summary_name)
-        metrics = summary["metrics"]
+        metrics, best = summary["metrics"], self.best_metric
         for which in ("best", "last"):
             if best in metrics[which]:
                 step = metrics[which].get("step", summary["steps"])

@@ -60,7 +60,11 @@ CASES = {
             {"image_size": [64, 96]},
             {"precise_bn": 2},
         ],
-        same=[{"mosaic": 1.0, "mixup": 1.0, "close_mosaic": 1.0}, {"picture_score": 0.0}],
+        same=[
+            {"num_workers": 2},
+            {"mosaic": 1.0, "mixup": 1.0, "close_mosaic": 1.0},
+            {"picture_score": 0.0},
+        ],
         mistakes=[
             ({"model": "yolo_nan"}, "yolo_nano"),
             ({"image_size": [16, 64]}, "--image_size"),
@@ -94,7 +98,7 @@ CASES = {
             {"color_jitter": [0.4, 0.4, 0.4, 0.1]},
             {"label_smoothing": 0.2},
         ],
-        same=[{"eval_clips": 3}, {"eval_crops": 3}, {"decoder": "pyav"}],
+        same=[{"num_workers": 2}, {"eval_clips": 3}, {"eval_crops": 3}, {"decoder": "pyav"}],
         mistakes=[
             ({"model": "r3d_19"}, "r3d_18"),
             ({"model": "s3d"}, "13 frames"),
@@ -126,7 +130,7 @@ CASES = {
             {"image_size": [32, 24]},
             {"dataset": "fake"},
         ],
-        same=[{"crop_ratio": 1.0}, {"pictures": 0}],
+        same=[{"num_workers": 2}, {"crop_ratio": 1.0}, {"pictures": 0}],
         mistakes=[
             ({"model": "resnet19"}, "resnet18"),
             ({"model": "timm/resnet1"}, "timm/resnet18"),

@@ -75,6 +75,7 @@ def test_tensorboard_has_scalars_pictures_and_options(baseline: Run) -> None:
     losses = [event.value for event in log.Scalars("train/loss")]
     assert losses == pytest.approx(baseline.losses, rel=1e-6)
     assert "_hparams_/session_start_info" in log.summary_metadata
+    assert b"val/miou" in log.summary_metadata["_hparams_/experiment"].plugin_data.content
 
 
 def test_config_yaml_repeats_the_run(train, baseline: Run, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from errors import UserError
@@ -44,19 +43,6 @@ def reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no {error}"
     return " ".join(str(error).split()).replace(". ", "; ").rstrip(".")
-
-
-def read_text(file: Path) -> str:
-    """A text file in UTF-8.
-
-    Raises:
-        UserError: it can't be read as such.
-    """
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        problem = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        raise UserError(f"{file} can't be read ({problem}): restore it or save it anew.") from None
 
 
 def identity(value: Any) -> int | str:

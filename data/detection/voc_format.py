@@ -6,9 +6,17 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from data.class_lists import VOC
-from data.detection.reading import MALFORMED, pixels, read_text, reason
+from data.detection.reading import MALFORMED, pixels, reason
 from data.detection.rows import Annotated, DetectionData, class_colors, to_rows
-from data.sources import PICTURES, TRAIN, VAL, data_root, picture_files, require_folders
+from data.sources import (
+    PICTURES,
+    TRAIN,
+    VAL,
+    data_root,
+    picture_files,
+    read_text,
+    require_folders,
+)
 from errors import UserError
 
 EXPECTED = "JPEGImages, Annotations and ImageSets/Main"

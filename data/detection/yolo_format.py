@@ -8,9 +8,8 @@ from typing import Any
 import yaml
 
 from data.class_lists import read_class_file
-from data.detection.reading import read_text
 from data.detection.rows import Annotated, DetectionData, class_colors, stored_size, to_rows
-from data.sources import TRAIN, VAL, data_root, picture_files
+from data.sources import TRAIN, VAL, data_root, picture_files, read_text
 from errors import UserError
 
 EXPECTED = "images/{train,val} and labels/{train,val}, or {train,val}/images and .../labels"

@@ -29,6 +29,7 @@ from data.sources import (
     evenly_spaced,
     open_hub,
     picture_files,
+    read_text,
     require_folders,
     spread,
 )
@@ -138,7 +139,7 @@ def load_voc(data_dir: str | None, **_: object) -> SegmentationData:
     for split in SPLITS:
         if not (lists / f"{split}.txt").is_file():
             raise UserError(f"{lists} has no {split}.txt: the list of the split's image names.")
-        names = (lists / f"{split}.txt").read_text().split()
+        names = read_text(lists / f"{split}.txt").split()
         pairs.append([(images / f"{name}.jpg", masks / f"{name}.png") for name in names])
         missing = next((path for pair in pairs[-1] for path in pair if not path.is_file()), None)
         if missing:
@@ -173,7 +174,7 @@ def load_ade20k(data_dir: str | None, **_: object) -> SegmentationData:
     names = [f"class {number}" for number in range(1, 151)]
     table = root / "objectInfo150.txt"  # comes with the data: number, statistics, names
     if table.is_file():
-        lines = table.read_text().strip().splitlines()[1:]
+        lines = read_text(table).strip().splitlines()[1:]
         names = [line.split("\t")[-1].split(",")[0].strip() for line in lines]
     rule = MaskRule.of_ids({0: IGNORE, **{number: number - 1 for number in range(1, 151)}})
     return _data(*map(_rows, pairs), ClassList(names, default_colors(151)[1:], rule))
