@@ -5,11 +5,13 @@ import copy
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from errors import UserError
 from models.norm import (
@@ -22,6 +24,7 @@ from models.norm import (
     precise_bn,
     rank_disagreement,
 )
+from models.norm import layer as norm_layer
 
 ROOT = Path(__file__).parents[1]
 
@@ -548,6 +551,45 @@ def test_precise_bn_that_fails_changes_nothing():
     assert all(map(torch.equal, model.state_dict().values(), before.values()))
     with pytest.raises(ValueError, match="training mode"):
         precise_bn(model.eval(), [], 2)
+
+
+@pytest.fixture
+def says():
+    """The warnings of a call, as in a new process."""
+
+    def call(function) -> list[str]:
+        norm_layer._warn_once.cache_clear()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            function()
+        return [str(warning.message) for warning in caught if "SyncBatch" in str(warning.message)]
+
+    yield call
+    norm_layer._warn_once.cache_clear()
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_evaluating_in_training_mode_warns_once(says, off):
+    model, _ = convert_norm(net(), "sync_bn", impl="own")
+    x = torch.randn(2, 3, 8, 8)
+
+    def evaluate():
+        with off():
+            model(x), model(x)
+
+    (warning,) = says(evaluate)
+    assert "model.eval()" in warning
+    model.eval()
+    assert says(evaluate) == []
+
+
+def test_training_forwards_that_need_no_gradient_do_not_warn(says):
+    model, _ = convert_norm(net(), "sync_bn", impl="own")
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    assert says(lambda: model(x)) == []
+    assert says(lambda: precise_bn(model, [x, x], 2)) == []
+    assert says(lambda: torch.optim.swa_utils.update_bn([x], model)) == []
+    assert says(lambda: checkpoint(model, x, use_reentrant=True).sum().backward()) == []
 
 
 def test_averaging_in_one_process_changes_nothing():

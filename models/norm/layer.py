@@ -7,6 +7,10 @@ Ioffe and Szegedy, 2015 (arXiv:1502.03167), with the statistics of all ranks as 
 (MegDet, arXiv:1711.07240). docs/syncbn.md says what is synchronised when.
 """
 
+import functools
+import sys
+import warnings
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -14,6 +18,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.norm import kernels
 from models.norm.groups import Group, SumOverRanks, find_group, gather, sum_over_ranks
+
+# Functions that rightly run a training forward with gradients off: they want the statistics
+# (models/norm/running_stats.py, torch.optim.swa_utils), or run it again for the gradients
+# (torch.utils.checkpoint, the reentrant kind).
+WITHOUT_GRADIENTS = {"precise_bn", "update_bn", "CheckpointFunction.forward"}
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -46,6 +55,10 @@ class SyncBatchNorm(_BatchNorm):
     Raises:
         ValueError: input with fewer than 2 dimensions or with another number of channels.
         NotImplementedError: forward-mode differentiation.
+
+    Warns:
+        UserWarning: once per process, of a forward in training mode with gradients off, which most
+            likely is an evaluation without `eval()`.
     """
 
     # Also what a BatchNorm that convert_norm has turned into this class falls back to.
@@ -71,6 +84,8 @@ class SyncBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `input`, (N, C, ...); the output has its shape, dtype and memory format."""
+        if self.training and not (torch.compiler.is_compiling() or torch.is_grad_enabled()):
+            _warn_of_training_mode()
         group = find_group(self.group_name) if self.training else None
         if group is None:
             if self.training and getattr(self, "_is_replica", False):
@@ -171,6 +186,26 @@ def _recomputing() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._current_graph_task_id() != -1
+
+
+def _warn_of_training_mode() -> None:
+    """Warn, unless a function that may runs this forward."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_qualname in WITHOUT_GRADIENTS:
+            return
+        frame = frame.f_back
+    _warn_once()
+
+
+@functools.cache
+def _warn_once() -> None:
+    warnings.warn(
+        "SyncBatchNorm runs in training mode with gradients off: to evaluate call model.eval() "
+        "first, or the samples are normalised by each other, move the running statistics, and "
+        "processes with different numbers of batches wait for each other for ever.",
+        stacklevel=2,
+    )
 
 
 def _refuse_forward_ad(*tensors: Tensor | None) -> None:
