@@ -41,7 +41,7 @@ class Options(CommonOptions):
     mosaic: float = option(0.0, "probability of joining four pictures")
     mixup: float = option(0.0, "probability of blending two pictures")
     copy_paste: float = option(0.0, "probability of pasting objects, which needs masks")
-    close_mosaic: float = option(0.1, "share of the epochs, at the end, without mosaic and mixup")
+    close_mosaic: float = option(0.1, "share of the run, at its end, without mosaic and mixup")
     class_names: str | list[str] | None = option(
         None,
         "class names in order, or a file of them",
@@ -287,8 +287,8 @@ def main(options: Options) -> int:
     for note in data.notes:
         accelerator.print(note)
     plan = make_plan(options, len(data.train), accelerator.num_processes)
-    epochs = plan.total_steps * plan.global_batch_size / len(data.train)
-    mosaic_until = math.ceil(round(epochs * (1 - options.close_mosaic), 6))
+    samples = plan.total_steps * plan.global_batch_size
+    mosaic_until = round(samples * (1 - options.close_mosaic))
     task = Detection(options, data, accelerator.device, mosaic_until)
     if options.check_data:
         if not accelerator.is_main_process:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -20,7 +21,7 @@ from data.detection.rows import DetectionData, dropped_boxes_note, name_of
 from data.detection.sources import SOURCES
 from data.detection.transforms import EvalTransform
 from data.sources import spread
-from data.stream import sample_seed
+from data.stream import epoch_order, sample_seed
 from errors import UserError
 
 __all__ = [
@@ -127,6 +128,7 @@ class DetectionDataset(Dataset):
         self.transform = transform
         self.seed = seed
         self.with_masks = with_masks
+        self._epoch, self._places = -1, np.empty(0, dtype=np.int64)
         self.reads_masks = with_masks or getattr(transform, "needs_masks", False)
         if self.reads_masks and not data.with_masks:
             raise UserError(
@@ -157,13 +159,19 @@ class DetectionDataset(Dataset):
             # Forked, so that without workers the main process's own random state stays untouched.
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
-                sample = self.transform(sample, epoch, self._another)
+                sample = self.transform(sample, self._position(epoch, index), self._another)
         if not self.with_masks:
             sample.pop("masks", None)
         plain = {name: value.as_subclass(torch.Tensor) for name, value in sample.items()}
         if isinstance(self.transform, EvalTransform):
             plain["truth"] = truth
         return plain | {"index": index}
+
+    def _position(self, epoch: int, index: int) -> int:
+        """Where in the stream of samples an epoch visits a sample."""
+        if epoch != self._epoch:
+            self._epoch, self._places = epoch, np.argsort(epoch_order(len(self), self.seed, epoch))
+        return epoch * len(self) + int(self._places[index])
 
     def _another(self) -> Sample:
         return _targets(*self.read(int(torch.randint(len(self), ()))))

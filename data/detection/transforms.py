@@ -1,7 +1,7 @@
 """Augmentation of pictures and their objects, on uint8, at random from torch's generator alone.
 
-A transform is called with a sample, its epoch, and a function that reads another sample at random
-for those that mix several.
+A transform is called with a sample, its position in the stream of samples, and a function that
+reads another sample at random for those that mix several.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,8 @@ class TrainTransform:
         mosaic: probability of a mosaic of four samples.
         mixup: probability of another sample shining through.
         copy_paste: probability of pasting another sample's objects; needs masks.
-        mosaic_until: epoch from which there is neither mosaic nor mixup; None: never.
+        mosaic_until: position in the stream from which there is neither mosaic nor mixup; None:
+            they never end.
     """
 
     def __init__(
@@ -76,18 +77,18 @@ class TrainTransform:
         """Whether samples must come with masks, also where none are wanted of the result."""
         return self.copy_paste > 0
 
-    def __call__(self, sample: Sample, epoch: int, another: Another) -> Sample:
-        """Augment a sample; a function of torch's random state and the epoch.
+    def __call__(self, sample: Sample, position: int, another: Another) -> Sample:
+        """Augment a sample; a function of torch's random state and the position.
 
         Args:
             sample: of any size.
-            epoch: of the sample's key.
+            position: of the sample in the stream.
             another: reads a further sample at random.
 
         Returns:
             The sample at ``image_size``, without objects that have become smaller than a pixel.
         """
-        mixing = self.mosaic_until is None or epoch < self.mosaic_until
+        mixing = self.mosaic_until is None or position < self.mosaic_until
         if mixing and _happens(self.mosaic):
             tiles = [sample, another(), another(), another()]
             sample = mosaic(tiles, self.image_size, self.scale_range)
@@ -121,7 +122,7 @@ class EvalTransform:
     def __init__(self, image_size: tuple[int, int]) -> None:
         self.image_size = image_size
 
-    def __call__(self, sample: Sample, epoch: int, another: Another) -> Sample:
+    def __call__(self, sample: Sample, position: int, another: Another) -> Sample:
         """Letterbox a sample.
 
         Returns:
