@@ -31,7 +31,6 @@ from data.detection.transforms import eval_transform, train_transform
 from data.png import stored_png
 from data.stream import SampleStream
 from errors import UserError
-from data.stream import SampleStream
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 
@@ -725,23 +724,6 @@ class Keys:
 
     def __iter__(self):
         return iter(self.batches)
-def test_samples_know_their_position_in_the_stream(shapes):
-    positions = []
-
-    class Spy:
-        needs_masks = False
-
-        def __call__(self, sample, position, another):
-            positions.append(position)
-            return sample
-
-    dataset = DetectionDataset(shapes.train, shapes, Spy(), seed=5)
-    stream = SampleStream(len(dataset), seed=5)
-    for position in (0, 7, 23, 24, 60, 3):
-        dataset[stream[position]]
-    assert positions == [0, 7, 23, 24, 60, 3]
-
-
 
     def __len__(self):
         return len(self.batches)
