@@ -633,23 +633,20 @@ def test_clips_of_a_video_are_read_in_one_go(tmp_path, monkeypatch, name):
                 windows(tv_tensors.Video(video.read(clip_numbers(video.times, clip, place), 32)))
                 for place in clip.positions()
             ]
-        decoded, rows, container = [], [], PyavVideo._stretch
-
-        def count(self, numbers, decoded=decoded, container=container):
-            decoded.append(numbers)
-            return container(self, numbers)
-
-        dataset = VideoDataset(data.val, data, clip, windows, train=False)
-        monkeypatch.setattr(PyavVideo, "_stretch", count)
-        reading = type(data.val).__getitem__
-        monkeypatch.setattr(
-            type(data.val), "__getitem__", lambda *a, r=rows, f=reading: r.append(1) or f(*a)
-        )
-        sample = dataset[0, 0]
+        stretches = counted(monkeypatch, PyavVideo, "_stretch")
+        rows = counted(monkeypatch, datasets.Dataset, "__getitem__")
+        sample = VideoDataset(data.val, data, clip, windows, train=False)[0, 0]
         monkeypatch.undo()
         assert torch.equal(sample["video"], torch.cat(alone))
         # Stretches that lie far apart are searched for; a file that can't be searched is read once.
-        assert len(decoded) == (3 if clips == 3 and name == "v.mp4" else 1) and len(rows) == 1
+        assert len(stretches) == (3 if clips == 3 and name == "v.mp4" else 1) and len(rows) == 1
+
+
+def counted(monkeypatch, kind: type, name: str) -> list:
+    """The arguments of each call of a method from now on."""
+    calls, method = [], getattr(kind, name)
+    monkeypatch.setattr(kind, name, lambda *args: calls.append(args) or method(*args))
+    return calls
 
 
 def test_windows_lie_along_the_longer_side():
