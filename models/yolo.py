@@ -96,6 +96,8 @@ class PAN(nn.Module):
             maps[i] = self.top_down[i](torch.cat([maps[i], coarse], 1))
         for i in range(len(maps) - 1):
             fine = self.down[i](maps[i])
+            if fine.shape != maps[i + 1].shape:  # of a backbone that rounds odd sizes down
+                fine = F.interpolate(fine, size=maps[i + 1].shape[-2:], mode="nearest")
             maps[i + 1] = self.bottom_up[i](torch.cat([maps[i + 1], fine], 1))
         return maps
 
@@ -147,6 +149,8 @@ class Yolo(nn.Module):
             )
         channels = [backbone.channels[level] for level in self.levels]
         self.backbone = backbone
+        # Such a backbone would enlarge other pictures, and with them the strides.
+        self.multiple = getattr(backbone, "round_to", 1)
         self.neck = PAN(channels, width, depth, extra=len(STRIDES) - len(channels))
         self.heads = nn.ModuleList(DecoupledHead(width, num_classes) for _ in STRIDES)
         self.score_thresh, self.detections_per_img = 0.001, 100  # torchvision's names
@@ -156,10 +160,13 @@ class Yolo(nn.Module):
         self.register_buffer("std", rgb[1], persistent=False)
 
     def forward(
-        self, images: Tensor, targets: dict[str, Tensor] | None = None
-    ) -> DetectorLosses | list[Detections]:
-        """Losses where targets are given, else detections."""
-        features = self.backbone((images - self.mean) / self.std)
+        self, images: Tensor, targets: dict[str, Tensor] | None = None, detect: bool = False
+    ) -> DetectorLosses | list[Detections] | tuple[DetectorLosses, list[Detections]]:
+        """Losses where targets are given, else detections; with `detect` both."""
+        height, width = images.shape[-2:]
+        padding = (0, -width % self.multiple, 0, -height % self.multiple)
+        padded = F.pad((images - self.mean) / self.std, padding)
+        features = self.backbone(padded)
         maps = self.neck([features[level] for level in self.levels])
         logits, codes = zip(
             *(head(m) for head, m in zip(self.heads, maps, strict=True)), strict=True
@@ -169,35 +176,44 @@ class Yolo(nn.Module):
         dtype = torch.promote_types(logits[0].dtype, torch.float32)
         with torch.autocast(images.device.type, enabled=False):
             logits, codes = torch.cat(logits, 1).to(dtype), torch.cat(codes, 1).to(dtype)
-            centers, strides = cells([m.shape[-2:] for m in maps], codes)
+            centers, strides = cells([m.shape[-2:] for m in maps], padded.shape[-2:], codes)
             boxes = decode(codes, centers, strides)
-            if targets is not None:
-                return yolo_losses(logits, boxes, centers, strides, targets)
-            return [
-                select_detections(
-                    boxes[i],
-                    logits[i].sigmoid(),
-                    tuple(images.shape[-2:]),
-                    score_threshold=self.score_thresh,
-                    max_detections=self.detections_per_img,
-                )
-                for i in range(len(images))
-            ]
+            if targets is None:
+                return self._select(boxes, logits, (height, width))
+            losses = yolo_losses(logits, boxes, centers, strides, targets)
+            return (losses, self._select(boxes, logits, (height, width))) if detect else losses
+
+    def _select(self, boxes: Tensor, logits: Tensor, size: tuple[int, int]) -> list[Detections]:
+        limits = {
+            "score_threshold": self.score_thresh,
+            "max_detections": self.detections_per_img,
+        }
+        scores = logits.sigmoid()
+        return [
+            select_detections(*found, size, **limits) for found in zip(boxes, scores, strict=True)
+        ]
 
 
-def cells(sizes: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, Tensor]:
+def cells(
+    sizes: Sequence[tuple[int, int]], picture: tuple[int, int], like: Tensor
+) -> tuple[Tensor, Tensor]:
     """Centre (A, 2), x and y, and stride (A,) of the cells of all levels, in pixels.
 
-    `sizes` are the (height, width) of the maps; `like` gives type and device.
+    `sizes` are the (height, width) of the maps, `picture` that of what they show; `like` gives type
+    and device. The cells of a map that is too small for the level's stride lie further apart, so
+    that those of each level cover the whole picture.
     """
     options = {"dtype": like.dtype, "device": like.device}
     centers, strides = [], []
     for (height, width), stride in zip(sizes, STRIDES, strict=True):
+        down, across = max(stride, picture[0] / height), max(stride, picture[1] / width)
         y, x = torch.meshgrid(
-            torch.arange(height, **options), torch.arange(width, **options), indexing="ij"
+            (torch.arange(height, **options) + 0.5) * down,
+            (torch.arange(width, **options) + 0.5) * across,
+            indexing="ij",
         )
-        centers.append((torch.stack([x, y], -1).flatten(0, 1) + 0.5) * stride)
-        strides.append(torch.full((height * width,), stride, **options))
+        centers.append(torch.stack([x, y], -1).flatten(0, 1))
+        strides.append(torch.full((height * width,), max(down, across), **options))
     return torch.cat(centers), torch.cat(strides)
 
 

@@ -80,7 +80,7 @@ def yolo():
 def test_encode_is_the_inverse_of_decode():
     torch.manual_seed(0)
     codes = torch.randn(2, 21, 4, dtype=torch.double)
-    centers, strides = cells([(4, 4), (2, 2), (1, 1)], codes)
+    centers, strides = cells([(4, 4), (2, 2), (1, 1)], (32, 32), codes)
     boxes = decode(codes, centers, strides)
     assert (boxes[..., 2:] > boxes[..., :2]).all()
     torch.testing.assert_close(encode(boxes, centers, strides), codes)
@@ -88,7 +88,7 @@ def test_encode_is_the_inverse_of_decode():
 
 
 def test_cells_lie_on_the_picture():
-    centers, strides = cells([(3, 5), (2, 3), (1, 2)], torch.zeros(1))
+    centers, strides = cells([(3, 5), (2, 3), (1, 2)], (24, 40), torch.zeros(1))
     assert centers[:6].tolist() == [[4, 4], [12, 4], [20, 4], [28, 4], [36, 4], [4, 12]]
     assert centers[-1].tolist() == [48, 16]
     assert strides.tolist() == [8] * 15 + [16] * 6 + [32] * 2
@@ -100,7 +100,7 @@ def test_cells_lie_on_the_picture():
 def by_hand(boxes, labels, scores=None, **options):
     """Assignment on the 8x8 grid of stride 8 whose predictions are boxes of 16 pixels."""
     codes = torch.zeros(1, 84, 4)
-    centers, strides = cells([(8, 8), (4, 4), (2, 2)], codes)
+    centers, strides = cells([(8, 8), (4, 4), (2, 2)], (64, 64), codes)
     predicted = torch.cat([centers - 8, centers + 8], -1)[None]
     scores = torch.full((1, 84, 3), 0.5) if scores is None else scores
     boxes, labels = torch.tensor(boxes).float()[None], torch.tensor(labels)[None]
@@ -148,7 +148,7 @@ def test_even_an_object_between_all_cells_is_learnt():
 
 def test_an_object_that_no_prediction_meets_is_learnt():
     codes = torch.zeros(1, 84, 4)
-    centers, strides = cells([(8, 8), (4, 4), (2, 2)], codes)
+    centers, strides = cells([(8, 8), (4, 4), (2, 2)], (64, 64), codes)
     far = torch.tensor([900.0, 900, 910, 910]).expand(1, 84, 4)
     boxes, labels = torch.tensor([[[16.0, 16, 48, 48]]]), torch.tensor([[0]])
     found = assign(torch.full((1, 84, 1), 0.5), far, centers, strides, boxes, labels)
@@ -159,7 +159,7 @@ def test_an_object_that_no_prediction_meets_is_learnt():
 def test_padding_is_never_assigned(objects):
     boxes = torch.rand(2, objects, 4) * 64
     codes = torch.zeros(1, 84, 4)
-    centers, strides = cells([(8, 8), (4, 4), (2, 2)], codes)
+    centers, strides = cells([(8, 8), (4, 4), (2, 2)], (64, 64), codes)
     predicted = torch.cat([centers - 8, centers + 8], -1).expand(2, -1, -1)
     labels = torch.full((2, objects), -1)
     found = assign(torch.rand(2, 84, 3), predicted, centers, strides, boxes, labels)
@@ -230,7 +230,7 @@ def test_loss_compiles_into_one_graph():
     targets = make_targets(TWO, ONE)
 
     def loss(logits, codes):
-        centers, strides = cells([(8, 8), (4, 4), (2, 2)], codes)
+        centers, strides = cells([(8, 8), (4, 4), (2, 2)], (64, 64), codes)
         return yolo_losses(logits, decode(codes, centers, strides), centers, strides, targets)
 
     logits, codes = torch.randn(2, 84, 5), torch.randn(2, 84, 4)
@@ -286,6 +286,48 @@ def test_yolo_over_other_backbones():
         assert without_gradient(model) == []
     with pytest.raises(UserError, match=r"strides \[2, 4\], .* needs one at 8"):
         Yolo(SyncBNBackbone(widths=(8,), depths=(1,)), 5)
+
+
+class Shrinking(nn.Module):
+    """A backbone whose maps are the picture's means over 8, 16 and 32 pixels."""
+
+    channels, strides = [3, 3, 3], [8, 16, 32]
+
+    def __init__(self, round_to=1):
+        super().__init__()
+        self.round_to = round_to
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x)
+        return [nn.functional.avg_pool2d(x, stride) for stride in self.strides]
+
+
+def test_yolo_over_a_backbone_that_rounds_sizes_down():
+    backbone = Shrinking()
+    model = Yolo(backbone, 5, width=8)
+    corner = make_targets([(1, (103, 103, 107, 107))])
+    images = torch.rand(1, 3, 108, 108)
+    losses = model(images, corner)  # maps of 13, 6 and 3 cells a side
+    assert losses.positives > 0
+    # Where stride times cells leaves a border, the object's centre still lies in a cell.
+    centers, strides = cells([(13, 13), (6, 6), (3, 3)], (108, 108), images)
+    reach = ((centers - 105).abs() <= strides[:, None] / 2).all(1)
+    assert reach[: 13 * 13].any() and reach[13 * 13 : -9].any() and reach[-9:].any()
+    assert centers.max() < 108
+
+
+def test_yolo_pads_where_a_backbone_would_enlarge():
+    backbone = Shrinking(round_to=32)
+    model = Yolo(backbone, 5, width=8).eval()
+    images = torch.rand(1, 3, 100, 70)
+    with torch.no_grad():
+        found = model(images)[0]
+    (seen,) = backbone.seen
+    assert seen.shape == (1, 3, 128, 96)
+    assert torch.equal(seen[..., :100, :70], (images - model.mean) / model.std)
+    assert not seen[..., 100:, :].any() and not seen[..., 70:].any()
+    assert (found["boxes"] <= torch.tensor([70, 100, 70, 100])).all()
 
 
 # Choosing detections
