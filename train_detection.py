@@ -110,7 +110,7 @@ from data.detection.dataset import (
     load_detection,
     to_original,
 )
-from data.detection.pictures import detection_panel
+from data.detection.pictures import detection_panel, with_crowds
 from data.detection.pr_curves import pr_curves_picture
 from data.detection.transforms import eval_transform, train_transform
 from data.pictures import contact_sheet
@@ -119,6 +119,7 @@ from engine.normalization import prepare_model
 from engine.plan import make_plan, per_process_batch
 from engine.task import Losses, Tally
 from models.detection import build_detection_model
+from models.detector import on_cpu
 
 
 class Detection:
@@ -175,25 +176,22 @@ class Detection:
         """
         detector = getattr(model, "module", model)  # without DDP around it
         parts, positives = model(batch["image"], _targets(batch))
-        counts = {"positives": positives, "objects": (batch["labels"] >= 0).sum()}
+        counts = {"objects": (batch["labels"] >= 0).sum()}
         if detector.divides_by == "positives":
-            return Losses(parts, counts, divide_by="positives")
+            return Losses(parts, counts | {"positives": positives}, divide_by="positives")
         return Losses({name: part / normalizers[0] for name, part in parts.items()}, counts)
 
     def evaluate(self, model: nn.Module, batches: Iterator[dict[str, Any]]) -> Tally:
-        """The loss and its denominators as sums; of every picture what is in it and was found."""
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        """The loss and its denominator as sums; of every picture what is in it and was found."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         records = []
         for batch in map(self.to_device, batches):
             # Two-stage detectors compute their loss on proposals drawn at random.
             torch.manual_seed(int(batch["index"][0]))
-            parts, positives = model(batch["image"], _targets(batch))
-            count = positives.new_tensor(len(batch["image"]))
-            sums += torch.stack([sum(parts.values()), positives, count]).double()
-            for number, found in enumerate(model(batch["image"])):
-                records.append(self._record(batch, number, found))
-        if model.divides_by == "images":
-            sums[1] = sums[2]
+            losses, found = model(batch["image"], _targets(batch), detect=True)
+            sums[0] += sum(losses.parts.values())
+            sums[1] += losses.positives if model.divides_by == "positives" else len(batch["image"])
+            records += [self._record(batch, *each) for each in enumerate(on_cpu(found))]
         return Tally(sums, records)
 
     def _record(
@@ -201,19 +199,19 @@ class Detection:
     ) -> PictureRecord:
         """What was found in a picture of a batch, in the picture's own pixels."""
         meta = {name: batch[name][number] for name in ("size", "scale", "offset")}
-        boxes = to_original(found["boxes"].cpu(), meta)
-        boxes[:, 2:] -= boxes[:, :2]
+        boxes = to_original(found["boxes"], meta)
         rles = None
         if "masks" in found:
-            masks = instance_masks.to_original(found["masks"].cpu(), meta)
-            rles = [instance_masks.encode(mask.numpy()) for mask in masks]
+            pairs = zip(found["masks"].cpu(), boxes, strict=True)
+            rles = [instance_masks.encode_original(mask, box, meta) for mask, box in pairs]
+        boxes[:, 2:] -= boxes[:, :2]
         return PictureRecord(
             index=int(batch["index"][number]),
             size=tuple(meta["size"].tolist()),
             truth=batch["truth"][number],
             boxes=boxes.numpy(),
-            scores=found["scores"].double().cpu().numpy(),
-            labels=found["labels"].cpu().numpy(),
+            scores=found["scores"].double().numpy(),
+            labels=found["labels"].numpy(),
             rles=rles,
         )
 
@@ -235,10 +233,13 @@ class Detection:
 
     def pictures(self, model: nn.Module) -> dict[str, Tensor]:
         """The same validation pictures every time, truth beside detections; the newest curves."""
+        names = self.data.classes, self.data.colors
         pictures = {}
         if self.precision.curves:
             pictures["precision_recall"] = pr_curves_picture(
-                self.precision.curves, self.precision.ap50_per_class
+                self.precision.curves,
+                self.precision.ap50_per_class,
+                dict(zip(*names, strict=True)),
             )
         count = min(self.options.pictures, len(self.val_data))
         if not count:
@@ -249,17 +250,13 @@ class Detection:
         for number in range(count):
             sample = self.val_data[0, number * len(self.val_data) // count]
             with torch.inference_mode():
-                found = model(self.to_device(collate_eval([sample]))["image"])[0]
-            found = {name: value.cpu() for name, value in found.items()}
-            names = self.data.classes, self.data.colors
+                (found,) = on_cpu(model(self.to_device(collate_eval([sample]))["image"]))
+            score = self.options.picture_score
             panels.append(
-                detection_panel(
-                    sample["image"], sample, found, *names, min_score=self.options.picture_score
-                )
+                detection_panel(sample["image"], with_crowds(sample), found, *names, score)
             )
         model.train(was_training)
-        sheet = contact_sheet(panels, self.data.classes, self.data.colors)
-        return pictures | {"predictions": sheet}
+        return pictures | {"predictions": contact_sheet(panels, *names)}
 
 
 def _targets(batch: dict[str, Any]) -> dict[str, Tensor]:

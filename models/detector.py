@@ -4,6 +4,8 @@ A detector is a module with
 
     model(images, targets)  → DetectorLosses, in training and in evaluation mode
     model(images)           → a Detections for each picture, in evaluation mode
+    model(images, targets, detect=True)
+                            → both at once, in evaluation mode
     model.divides_by        "positives" or "images": the global count to divide the losses by
 
 images is a float tensor (B, 3, H, W) of RGB in [0, 1]. targets holds, padded to M objects,
@@ -13,6 +15,7 @@ Mask R-CNN "masks" (B, M, H, W) uint8. Class 0 is a class like any other: there 
 
 from typing import NamedTuple, NotRequired, TypedDict
 
+import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
@@ -22,11 +25,12 @@ class DetectorLosses(NamedTuple):
 
     Attributes:
         parts: each part of the loss as a sum over the batch, a scalar with a gradient.
-        positives: what the batch adds to the count that `divides_by="positives"` asks for.
+        positives: what the batch adds to the count that `divides_by="positives"` asks for; None
+            for a detector that divides by the pictures.
     """
 
     parts: dict[str, Tensor]
-    positives: Tensor
+    positives: Tensor | None = None
 
 
 class Detections(TypedDict):
@@ -35,7 +39,17 @@ class Detections(TypedDict):
     boxes: Tensor  # (N, 4) x1, y1, x2, y2 in pixels of the input
     scores: Tensor  # (N,) in [0, 1]
     labels: Tensor  # (N,) int64
-    masks: NotRequired[Tensor]  # (N, H, W) uint8, 1 inside the object
+    masks: NotRequired[Tensor]  # (N, H, W) in [0, 1], above one half inside the object
+
+
+def on_cpu(found: list[Detections]) -> list[Detections]:
+    """The detections of a batch on the CPU, in one transfer; masks stay where they are."""
+    rows = [torch.column_stack([f["boxes"], f["scores"], f["labels"]]) for f in found]
+    table = torch.cat(rows).cpu()
+    return [
+        {**f, "boxes": part[:, :4], "scores": part[:, 4], "labels": part[:, 5].long()}
+        for f, part in zip(found, table.split([len(row) for row in rows]), strict=True)
+    ]
 
 
 def select_detections(
@@ -61,7 +75,8 @@ def select_detections(
     """
     classes = scores.shape[1]
     best, index = scores.flatten().topk(min(candidates, scores.numel()))
-    index, best = index[best > score_threshold], best[best > score_threshold]
+    kept = (best > score_threshold).nonzero().flatten()  # the device is waited for once
+    index, best = index[kept], best[kept]
     found = clip_boxes_to_image(boxes[index // classes], image_size)
     labels = index % classes
     keep = batched_nms(found, best, labels, iou_threshold)[:max_detections]

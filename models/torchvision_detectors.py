@@ -44,15 +44,18 @@ class _Adapter:
     first_label = 1  # class 0 is the background
 
     def forward(
-        self, images: Tensor, targets: dict[str, Tensor] | None = None
-    ) -> DetectorLosses | list[Detections]:
-        """Losses where targets are given, else detections."""
+        self, images: Tensor, targets: dict[str, Tensor] | None = None, detect: bool = False
+    ) -> DetectorLosses | list[Detections] | tuple[DetectorLosses, list[Detections]]:
+        """Losses where targets are given, else detections; with `detect` both."""
         if targets is None:
             return [self._to_detections(found) for found in super().forward(list(images))]
+        if detect:
+            with _one_pass(self.backbone):
+                return self(images, targets), self(images)
         with _training_branches(self):
             means = super().forward(list(images), self._unpad(targets))
         parts = {name.removeprefix("loss_"): len(images) * mean for name, mean in means.items()}
-        return DetectorLosses(parts, (targets["labels"] >= 0).sum())
+        return DetectorLosses(parts)
 
     def _unpad(self, targets: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         pictures = []
@@ -66,7 +69,7 @@ class _Adapter:
     def _to_detections(self, found: dict[str, Tensor]) -> Detections:
         found = {**found, "labels": found["labels"] - self.first_label}
         if "masks" in found:
-            found["masks"] = (found["masks"][:, 0] > 0.5).to(torch.uint8)
+            found["masks"] = found["masks"][:, 0]
         return found
 
 
@@ -121,6 +124,23 @@ def _training_branches(model: nn.Module) -> Iterator[None]:
     finally:
         for module in flipped:
             module.training = False
+
+
+@contextmanager
+def _one_pass(backbone: nn.Module) -> Iterator[None]:
+    """Let a backbone keep the maps of a batch, from which losses and detections both start."""
+    forward, kept = backbone.forward, []
+
+    def once(images: Tensor) -> Any:
+        if not kept:
+            kept.append(forward(images))
+        return kept[0]
+
+    backbone.forward = once
+    try:
+        yield
+    finally:
+        del backbone.forward
 
 
 class KeepSize(GeneralizedRCNNTransform):

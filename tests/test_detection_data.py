@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
@@ -24,12 +25,12 @@ from data.detection.dataset import (
 )
 from data.detection.geometry import Window, boxes_like, cut, letterbox
 from data.detection.mixing import copy_paste, jittered, mixup, mosaic
-from data.detection.pictures import contact_sheet, detection_panel, draw_objects
+from data.detection.pictures import contact_sheet, detection_panel, draw_objects, with_crowds
 from data.detection.pr_curves import pr_curves_picture
 from data.detection.transforms import eval_transform, train_transform
 from data.png import stored_png
-from errors import UserError
 from data.stream import SampleStream
+from errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 
@@ -556,6 +557,27 @@ def test_outlines_that_cannot_be_drawn_are_none(outline):
     assert instance_masks.to_text(outline, (10, 10)) == ""
 
 
+@pytest.mark.parametrize(("radius", "least"), [(12, 0.93), (20, 0.97), (40, 0.985)])
+def test_a_found_mask_keeps_its_outline(radius, least):
+    """A disc in a picture of 480x640, found by a network of 128x128 without any error."""
+    rows, columns = torch.meshgrid(torch.arange(480), torch.arange(640), indexing="ij")
+    disc = ((rows - 200.3) ** 2 + (columns - 331.7) ** 2 <= radius**2).double()
+    found = torch.zeros(128, 128, dtype=torch.float64)
+    found[16:112] = nn.functional.avg_pool2d(disc[None, None], 5)[0, 0]
+    sample = {"image": torch.zeros(3, 480, 640, dtype=torch.uint8), "boxes": torch.zeros(0, 4)}
+    meta = eval_transform((128, 128))(sample | {"labels": torch.zeros(0)}, 0, None)
+    box = instance_masks.tight_boxes(disc[None])[0]
+    rle = instance_masks.encode_original(found, box, meta)
+    mask = instance_masks.decode([rle], (480, 640))[0].bool()
+    overlap = (mask & disc.bool()).sum() / (mask | disc.bool()).sum()
+    assert overlap > least
+    whole = instance_masks.encode_original(found, torch.tensor([0.0, 0, 640, 480]), meta)
+    assert whole == rle  # nothing of it lies outside of the box
+    for border in ([0, 0, 0, 0], [640, 480, 640, 480]):
+        empty = instance_masks.encode_original(found, torch.tensor(border).double(), meta)
+        assert not instance_masks.decode([empty], (480, 640)).any()
+
+
 def test_a_point_far_away_does_not_keep_the_decoder_busy():
     text = instance_masks.to_text([[1e9, 0, 1e9, 10, 4, 10, 4, 0]], (10, 10))
     mask = instance_masks.decode([instance_masks.to_rle(text, (10, 10))], (10, 10))
@@ -663,6 +685,23 @@ def test_mosaic_and_mixup_end_at_a_position():
     assert len(calls) == 4
 
 
+def test_samples_know_their_position_in_the_stream(shapes):
+    positions = []
+
+    class Spy:
+        needs_masks = False
+
+        def __call__(self, sample, position, another):
+            positions.append(position)
+            return sample
+
+    dataset = DetectionDataset(shapes.train, shapes, Spy(), seed=5)
+    stream = SampleStream(len(dataset), seed=5)
+    for position in (0, 7, 23, 24, 60, 3):
+        dataset[stream[position]]
+    assert positions == [0, 7, 23, 24, 60, 3]
+
+
 def test_jitter_covers_its_range():
     widths = []
     for seed in range(80):
@@ -685,23 +724,6 @@ class Keys:
 
     def __iter__(self):
         return iter(self.batches)
-def test_samples_know_their_position_in_the_stream(shapes):
-    positions = []
-
-    class Spy:
-        needs_masks = False
-
-        def __call__(self, sample, position, another):
-            positions.append(position)
-            return sample
-
-    dataset = DetectionDataset(shapes.train, shapes, Spy(), seed=5)
-    stream = SampleStream(len(dataset), seed=5)
-    for position in (0, 7, 23, 24, 60, 3):
-        dataset[stream[position]]
-    assert positions == [0, 7, 23, 24, 60, 3]
-
-
 
     def __len__(self):
         return len(self.batches)
@@ -798,6 +820,17 @@ def test_panels_show_boxes_in_class_colours():
     assert sheet.shape[1] > 2 * panel.shape[1]
     wide = detection_panel(image.repeat(1, 1, 9), truth, found, classes, colors)
     assert wide.shape[2] < 3 * 500
+
+
+def test_crowds_are_shown_with_the_truth(tmp_path):
+    data = load_detection("coco", make_coco(tmp_path), with_masks=True)
+    dataset = DetectionDataset(data.val, data, eval_transform((64, 64)), with_masks=True)
+    shown = with_crowds(dataset[0])
+    assert shown["iscrowd"].tolist() == [1, 0] and shown["labels"].tolist() == [0, 1]
+    # 30x20 pixels become 64x43, with 10 rows of grey above.
+    assert np.allclose(shown["boxes"][0], [0, 10, 2 * 64 / 30, 53])
+    assert torch.equal(shown["boxes"][1], dataset[0]["boxes"][0])
+    assert shown["masks"].shape == (2, 64, 64) and not shown["masks"][0].any()
 
 
 def test_curves_are_drawn_in_their_colours():

@@ -44,7 +44,7 @@ CASES = {
         task="detection",
         metrics={"ap", "ap50", "ap75", "ar100", "loss"},
         scalars={"loss_cls", "loss_box", "positives_per_image", "objects_per_image"},
-        pictures={"predictions"},
+        pictures={"predictions", "precision_recall"},
         changes=[
             {"model": "yolo_s"},
             {"backbone": "timm/test_resnet"},
@@ -64,6 +64,7 @@ CASES = {
             ({"image_size": [16, 64]}, "--image_size"),
             ({"mosaic": 1.5}, "--mosaic"),
             ({"scale_range": [2, 1]}, "--scale_range"),
+            ({"scale_range": [1, float("inf")]}, "--scale_range"),
             ({"color_jitter": [0, 0, 0, 1]}, "--color_jitter"),
             ({"dataset": "coco"}, "--data_dir"),
             ({"dataset": "cocoa"}, "coco"),

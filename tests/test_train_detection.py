@@ -3,13 +3,63 @@
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+import train_detection
+from data.detection.coco_ap import LIMITS
+from data.detection.dataset import DetectionData, load_detection
+from data.png import stored_png
 from errors import UserError
+from models.detector import DetectorLosses
 from tests.coco_folder import write_coco
+from tests.conftest import TINY
 
 SCRIPT = "train_detection"
+
+
+class Oracle(nn.Module):
+    """A detector that is told what to find, or finds nothing; its loss is 3 a picture."""
+
+    divides_by = "images"
+
+    def forward(self, images: Tensor, targets: dict | None = None, detect: bool = False):
+        """What models/detector.py promises."""
+        if targets is None:
+            nothing = torch.zeros(0)
+            return [{"boxes": nothing.view(0, 4), "scores": nothing, "labels": nothing.long()}]
+        found = []
+        for number, labels in enumerate(targets["labels"]):
+            real = labels >= 0
+            picture = {"boxes": targets["boxes"][number][real], "labels": labels[real]}
+            picture["masks"] = targets["masks"][number][real].float()
+            found.append(picture | {"scores": torch.ones(int(real.sum()))})
+        losses = DetectorLosses({"some": images.new_tensor(3.0 * len(images))})
+        return (losses, found) if detect else losses
+
+
+def task_of(data: DetectionData, **options: object) -> train_detection.Detection:
+    """The script's task on some data."""
+    parsed = train_detection.Options(**TINY[SCRIPT] | options)
+    return train_detection.Detection(parsed, data, torch.device("cpu"), mosaic_until=0)
+
+
+def test_the_truth_scores_one() -> None:
+    # Wide pictures in a square: what is found has to go back through the letterbox.
+    data = load_detection(limit_train=1, limit_val=7, image_size=(48, 96), with_masks=True)
+    task = task_of(data, model="maskrcnn_resnet50_fpn", image_size=[192, 192])
+    batches = DataLoader(task.val_data, batch_size=3, collate_fn=task.collate_eval)
+    tally = task.evaluate(Oracle(), batches)
+    metrics = task.metrics(tally.sums, tally.records)
+    for name in ("ap", "ap75", "ar100", "mask_ap", "mask_ap75"):
+        assert metrics[name] > 0.99, name
+    assert metrics["loss"] == 3
+    tally.records[0].boxes[:] += 100
+    assert task.metrics(tally.sums, tally.records)["ap"] < 0.95
 
 
 @pytest.mark.parametrize(
@@ -57,6 +107,77 @@ def test_check_data_names_what_is_wrong(train, tmp_path: Path, capsys) -> None:
     assert run.status == 1
     printed = capsys.readouterr().out
     assert "004.png" in printed and "000.png" in printed and "no area" in printed
+
+
+def test_pictures_show_crowds_and_curves_in_the_classes_colours(tmp_path, monkeypatch) -> None:
+    seen = {}
+
+    def panel(image: Tensor, truth: dict, *others: object) -> Tensor:
+        seen["crowds"] = seen.get("crowds", 0) + int(truth["iscrowd"].sum())
+        return image
+
+    def curves(curves: dict, ap: dict, colors: dict | None = None) -> Tensor:
+        seen["colors"] = colors
+        return torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+    monkeypatch.setattr(train_detection, "detection_panel", panel)
+    monkeypatch.setattr(train_detection, "pr_curves_picture", curves)
+    data = load_detection("coco", str(write_coco(tmp_path / "coco", empty_val=0.0)))
+    task = task_of(data, pictures=16)
+    task.precision.curves["triangle"] = ([0, 1], [1, 1])
+    assert set(task.pictures(Oracle())) == {"precision_recall", "predictions"}
+    assert seen["crowds"] == sum(map(sum, (row["iscrowd"] for row in data.val["objects"]))) > 0
+    assert seen["colors"] == dict(zip(data.classes, data.colors, strict=True))
+
+
+def test_options_reach_the_model(train, monkeypatch) -> None:
+    build, seen = train_detection.build_detection_model, {}
+
+    def spy(name: str, num_classes: int, **options: object) -> nn.Module:
+        seen.update(options)
+        model = build(name, num_classes, **options)
+        seen["model"] = model
+        return model
+
+    monkeypatch.setattr(train_detection, "build_detection_model", spy)
+    train(max_detections=7, max_steps=1)
+    assert seen["model"].detections_per_img == 7
+    assert seen["class_names"] == ["disk", "square", "triangle", "ring", "cross", "star"]
+
+
+def test_options_reach_the_data(train, tmp_path: Path, capsys) -> None:
+    picture = stored_png(np.zeros((200, 300, 3), np.uint8))
+    numbers = datasets.List(datasets.Value("float32"))
+    things = {"bbox": datasets.List(numbers), "label": datasets.List(datasets.Value("int32"))}
+    rows = datasets.Dataset.from_dict(
+        {
+            "photo": [{"bytes": picture, "path": None}] * 4,
+            "things": [{"bbox": [[0.5, 0.5, 0.6, 0.9]], "label": [1]}] * 4,
+        },
+        features=datasets.Features({"photo": datasets.Image(), "things": things}),
+    )
+    rows.save_to_disk(str(tmp_path / "saved"))
+    columns = {"image_column": "photo", "objects_column": "things", "bbox_format": "yolo"}
+    names = {"class_names": ["apple", "pear"], "check_data": True}
+    assert train(dataset=f"hub:{tmp_path / 'saved'}", **columns, **names).status == 0
+    printed = capsys.readouterr().out
+    assert "pear        3 boxes in 3 images" in printed and "100 % large" in printed
+
+
+def test_no_more_detections_than_coco_counts() -> None:
+    train_detection.Options(max_detections=LIMITS[-1]).check()
+    for wrong in (0, LIMITS[-1] + 1):
+        with pytest.raises(UserError, match="--max_detections"):
+            train_detection.Options(max_detections=wrong).check()
+
+
+def test_mosaic_ends_within_an_epoch(train) -> None:
+    options = {"mosaic": 1.0, "mixup": 1.0, "max_steps": 2}
+    never, half, always = (
+        train(str(share), close_mosaic=share, **options).losses for share in (0.0, 0.5, 1.0)
+    )
+    assert half[0] == never[0] != always[0]
+    assert half[1] != never[1]
 
 
 def test_picture_score_decides_what_is_drawn(train) -> None:

@@ -163,9 +163,16 @@ def to_original(boxes: torch.Tensor, meta: dict[str, Any]) -> torch.Tensor:
     Returns:
         float64 (N, 4) x0 y0 x1 y1 in pixels of the original picture, clipped to it.
     """
-    scale, offset, size = (
-        torch.as_tensor(meta[name], dtype=torch.float64, device=boxes.device)
-        for name in ("scale", "offset", "size")
-    )
+    scale, offset, size = (_as(meta[name], boxes) for name in ("scale", "offset", "size"))
     original = (boxes.double() - offset.repeat(2)) / scale.repeat(2)
     return torch.minimum(original.clamp(min=0), size.flip(0).repeat(2))
+
+
+def to_letterbox(boxes: torch.Tensor, meta: dict[str, Any]) -> torch.Tensor:
+    """The inverse of ``to_original``, of boxes in the original picture: float64 (N, 4)."""
+    scale, offset = (_as(meta[name], boxes) for name in ("scale", "offset"))
+    return boxes.double() * scale.repeat(2) + offset.repeat(2)
+
+
+def _as(value: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(value, dtype=torch.float64, device=boxes.device)

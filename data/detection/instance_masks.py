@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from faster_coco_eval import mask as coco_mask
-from torch.nn.functional import interpolate
+from torch.nn.functional import grid_sample
 
 Outline = list | dict | None
 
@@ -98,21 +98,38 @@ def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
     return boxes
 
 
-def to_original(masks: torch.Tensor, meta: dict[str, Any]) -> torch.Tensor:
-    """Masks in a letterboxed picture, as masks in the original one.
+def encode_original(mask: torch.Tensor, box: torch.Tensor, meta: dict[str, Any]) -> dict[str, Any]:
+    """Compressed run lengths, in the original picture, of a mask found in a letterboxed one.
+
+    What is resized are the probabilities, so the outline runs between the network's pixels, and
+    only around the box, since a large picture has far more pixels than its objects.
 
     Args:
-        masks: uint8 (N, H, W) at the network's input.
+        mask: (H, W) at the network's input, above one half inside the object.
+        box: (4,) x0 y0 x1 y1 in the original picture, around the object.
         meta: as for ``data.detection.geometry.to_original``.
-
-    Returns:
-        uint8 (N, height, width) of zeros and ones.
     """
     height, width = meta["size"].tolist()
     (scale_x, scale_y), (left, top) = meta["scale"].tolist(), meta["offset"].round().int().tolist()
     rows, columns = round(height * scale_y), round(width * scale_x)
-    window = masks[:, top : top + rows, left : left + columns].float()
-    if not len(window):
-        return torch.zeros(0, height, width, dtype=torch.uint8)
-    resized = interpolate(window[None], (height, width), mode="bilinear", align_corners=False)
-    return (resized[0] > 0.5).to(torch.uint8)
+    window = mask[top : top + rows, left : left + columns]
+    x0, y0, x1, y1 = box.tolist()
+    x, y = _around(x0, x1, 1 / scale_x, width), _around(y0, y1, 1 / scale_y, height)
+    # From -1 to 1 over the window, with its pixels' borders and not their centres at the ends.
+    places = (
+        (torch.arange(span.start, span.stop, dtype=window.dtype) + 0.5) * 2 / length - 1
+        for span, length in ((y, height), (x, width))
+    )
+    grid = torch.stack(torch.meshgrid(*places, indexing="ij")[::-1], -1)
+    resized = grid_sample(
+        window[None, None], grid[None], padding_mode="border", align_corners=False
+    )
+    whole = np.zeros((height, width), dtype=np.uint8, order="F")
+    whole[y, x] = (resized[0, 0] > 0.5).numpy()
+    return encode(whole)
+
+
+def _around(low: float, high: float, margin: float, length: int) -> slice:
+    """The pixels from ``low`` to ``high`` and so many more on both sides, at least one."""
+    first = min(max(0, math.floor(low - margin)), length - 1)
+    return slice(first, max(first + 1, min(length, math.ceil(high + margin))))

@@ -9,11 +9,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_segmentation_masks
 
+from data.detection.geometry import to_letterbox
 from data.detection.pr_curves import pr_curves_picture
 from data.masks import Color
 from data.pictures import GAP, IGNORED_COLOR, PAPER, contact_sheet
 
-__all__ = ["contact_sheet", "detection_panel", "draw_objects", "pr_curves_picture"]
+__all__ = ["contact_sheet", "detection_panel", "draw_objects", "pr_curves_picture", "with_crowds"]
 
 FONT_SIZE = 12
 LOW, HIGH = 256, 480  # smaller pictures are enlarged to the first height, wider ones shrunk
@@ -54,6 +55,26 @@ def detection_panel(
     return torch.cat([parts[0], gap, parts[1], gap, parts[2]], dim=2)
 
 
+def with_crowds(sample: dict[str, Any]) -> dict[str, Any]:
+    """The truth of an evaluation sample for ``detection_panel``: its targets, and the crowds.
+
+    Of crowds the boxes alone are shown, below the others.
+    """
+    truth = sample["truth"]
+    boxes = truth["boxes"][truth["iscrowd"] != 0]
+    boxes = to_letterbox(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1), sample)
+    labels = truth["labels"][truth["iscrowd"] != 0]
+    shown = {
+        "boxes": torch.cat([boxes.to(sample["boxes"]), sample["boxes"]]),
+        "labels": torch.cat([labels, sample["labels"]]),
+        "iscrowd": torch.cat([torch.ones_like(labels), torch.zeros_like(sample["labels"])]),
+    }
+    if "masks" in sample:
+        masks = sample["masks"]
+        shown["masks"] = torch.cat([masks.new_zeros(len(labels), *masks.shape[1:]), masks])
+    return shown
+
+
 def _scaled(image: torch.Tensor) -> tuple[torch.Tensor, float]:
     """The image at a size that shows boxes and text, and the factor."""
     height, width = image.shape[1:]
@@ -77,7 +98,7 @@ def draw_objects(
     Args:
         image: uint8 (3, H, W).
         objects: "boxes" (N, 4) x0 y0 x1 y1 and "labels" (N,); maybe "scores", "iscrowd" (N,) and
-            "masks" (N, h, w).
+            "masks" (N, h, w), above one half inside an object.
         classes: name of each class.
         colors: RGB of each class.
         factor: from the boxes' and masks' pixels to the image's.
@@ -94,7 +115,9 @@ def draw_objects(
     masks = objects.get("masks")
     if masks is not None and len(masks):
         masks = F.resize_image(
-            masks.cpu().to(torch.uint8), list(image.shape[1:]), InterpolationMode.NEAREST_EXACT
+            (masks.cpu() > 0.5).to(torch.uint8),
+            list(image.shape[1:]),
+            InterpolationMode.NEAREST_EXACT,
         )
         image = draw_segmentation_masks(image, masks.bool(), alpha=0.5, colors=inks)
     canvas = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
