@@ -22,8 +22,10 @@ SCRIPTS = {
 PRECISIONS = [(script, "float64", 1e-9) for script in SCRIPTS]
 # Rounding in float32, which a detector's target scores magnify: they hold IoU to the sixth power.
 PRECISIONS += [
-    (script, "float32", 5e-3 if script == "train_detection" else 1e-4) for script in SCRIPTS
+    (script, "float32", 1e-3 if script == "train_detection" else 1e-4) for script in SCRIPTS
 ]
+# What is magnified most, and the tolerance for it.
+MAGNIFIED = {("train_detection", "float32"): {"grad_norm": 5e-3, "positives_per_image": 5e-3}}
 STEPS, HALF = 20, 10
 
 COMMON = {
@@ -76,8 +78,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple, Run]:
     return runs
 
 
-def assert_same(run: Run, reference: Run, tolerance: float, after: int = 0) -> None:
+def assert_same(
+    run: Run,
+    reference: Run,
+    tolerance: float,
+    after: int = 0,
+    magnified: dict[str, float] | None = None,
+) -> None:
     """Every step after ``after`` and every evaluation is the reference's."""
+    tolerances = magnified or {}
     steps, evals = reference.steps[after:], reference.evals[after // HALF :]
     assert [line["step"] for line in run.steps] == list(range(after + 1, STEPS + 1))
     compared = [key for key in steps[0] if key.startswith("loss") or "per_image" in key]
@@ -85,7 +94,8 @@ def assert_same(run: Run, reference: Run, tolerance: float, after: int = 0) -> N
     for mine, theirs in zip(run.steps, steps, strict=True):
         assert mine["samples"] == theirs["samples"]
         for key in (*compared, "lr", "grad_norm"):
-            assert mine[key] == pytest.approx(theirs[key], rel=tolerance), (mine["step"], key)
+            expected = pytest.approx(theirs[key], rel=tolerances.get(key, tolerance))
+            assert mine[key] == expected, (mine["step"], key)
     assert len(run.evals) == len(evals) > 0
     for mine, theirs in zip(run.evals, evals, strict=True):
         assert mine == pytest.approx(theirs, rel=tolerance)
@@ -94,7 +104,8 @@ def assert_same(run: Run, reference: Run, tolerance: float, after: int = 0) -> N
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("script, precision, tolerance", PRECISIONS)
 def test_the_training_is_that_of_one_process(runs, script, precision, tolerance, processes) -> None:
-    assert_same(runs[script, precision, processes], runs[script, precision, 1], tolerance)
+    mine, one = (runs[script, precision, count] for count in (processes, 1))
+    assert_same(mine, one, tolerance, magnified=MAGNIFIED.get((script, precision)))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
