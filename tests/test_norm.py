@@ -280,6 +280,26 @@ def test_hooks_of_every_kind_stay(kind):
     assert calls.count(3) == 2
 
 
+@pytest.mark.parametrize("track_running_stats", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_torchs_layer_and_this_one_agree_where_both_run(affine, track_running_stats):
+    """Without a group to synchronise in, and in evaluation, torch's layer takes the CPU too."""
+    options = {"eps": 1e-3, "affine": affine, "track_running_stats": track_running_stats}
+    mine, torchs = SyncBatchNorm(5, **options), nn.SyncBatchNorm(5, **options)
+    assert list(mine.state_dict()) == list(torchs.state_dict())
+    assert (mine.momentum, mine.training) == (torchs.momentum, torchs.training)
+    for shape in ((6, 5), (3, 5, 7), (3, 5, 4, 4), (2, 5, 3, 4, 4)):
+        x = torch.randn(shape)
+        for training in (True, False):
+            got, wanted = mine.train(training)(x), torchs.train(training)(x)
+            assert torch.equal(got, wanted)
+        for name, value in torchs.state_dict().items():
+            assert torch.equal(mine.state_dict()[name], value), name
+    for layer in (mine, torchs):
+        with pytest.raises(ValueError, match="dim"):
+            layer(torch.randn(5))
+
+
 def test_torchs_own_layer_there_and_back():
     model, names = convert_norm(net(), "sync_bn", impl="torch")
     assert names == ["1", "2.1"]
