@@ -1,7 +1,8 @@
 """What the sources of every task share: finding folders, pictures, splits and hub data sets."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -14,6 +15,14 @@ PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 TRAIN = ("train", "training")
 TEST = ("test", "testing")
 VAL = ("val", "validation", "valid", "validate", *TEST)
+
+
+def source_called(dataset: str, sources: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """The source that ``--dataset`` names; UserError if there is none."""
+    if dataset not in sources:
+        known = ", ".join([*sources, "hub:<id or path>"])
+        raise UserError(f"There is no data set called {dataset}: --dataset takes {known}.")
+    return sources[dataset]
 
 
 def evenly_spaced(count: int, limit: int | None) -> np.ndarray:

@@ -18,9 +18,8 @@ from data.classification.sources import (
     load_synthetic,
 )
 from data.decode import SampleError, cell_name, read_image
-from data.sources import spread
+from data.sources import source_called, spread
 from data.stream import sample_seed
-from errors import UserError
 
 __all__ = [
     "ClassificationData",
@@ -69,11 +68,8 @@ def load_classification(
     """
     if dataset.startswith("hub:"):
         data = load_hub(dataset[4:], image_column, label_column)
-    elif dataset not in SOURCES:
-        known = ", ".join([*SOURCES, "hub:<id or path>"])
-        raise UserError(f"There is no data set called {dataset}: --dataset takes {known}.")
     else:
-        data = SOURCES[dataset](
+        data = source_called(dataset, SOURCES)(
             data_dir=data_dir,
             limit_train=limit_train,
             limit_val=limit_val,

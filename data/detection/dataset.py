@@ -20,7 +20,7 @@ from data.detection.hub import BOX_FORMATS, load_hub
 from data.detection.rows import DetectionData, dropped_boxes_note, name_of
 from data.detection.sources import SOURCES
 from data.detection.transforms import EvalTransform
-from data.sources import spread
+from data.sources import source_called, spread
 from data.stream import epoch_order, sample_seed
 from errors import UserError
 
@@ -76,11 +76,8 @@ def load_detection(
     if dataset.startswith("hub:"):
         hub = dataset[4:]
         data = load_hub(hub, image_column, objects_column, bbox_format, names, with_masks)
-    elif dataset not in SOURCES:
-        known = ", ".join([*SOURCES, "hub:<id or path>"])
-        raise UserError(f"There is no data set called {dataset}: --dataset takes {known}.")
     else:
-        data = SOURCES[dataset](
+        data = source_called(dataset, SOURCES)(
             data_dir=data_dir,
             limit_train=limit_train,
             limit_val=limit_val,

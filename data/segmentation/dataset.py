@@ -11,9 +11,8 @@ from torchvision import tv_tensors
 from data.decode import SampleError, cell_name, read_image, read_mask
 from data.masks import Color, UnknownValueError
 from data.segmentation.sources import SOURCES, SegmentationData, load_hub
-from data.sources import spread
+from data.sources import source_called, spread
 from data.stream import sample_seed
-from errors import UserError
 
 __all__ = [
     "SegmentationData",
@@ -55,11 +54,8 @@ def load_segmentation(
     """
     if dataset.startswith("hub:"):
         data = load_hub(dataset[4:], image_column, mask_column, class_names, palette)
-    elif dataset not in SOURCES:
-        known = ", ".join([*SOURCES, "hub:<id or path>"])
-        raise UserError(f"There is no data set called {dataset}: --dataset takes {known}.")
     else:
-        data = SOURCES[dataset](
+        data = source_called(dataset, SOURCES)(
             data_dir=data_dir,
             limit_train=limit_train,
             limit_val=limit_val,

@@ -10,14 +10,13 @@ from torch.utils.data import Dataset, default_collate
 from torchvision import tv_tensors
 
 from data.decode import SampleError, cell_name
-from data.sources import spread
+from data.sources import source_called, spread
 from data.stream import sample_seed
 from data.video.base import Video
 from data.video.clips import ClipOptions, clip_numbers, is_short, segment
 from data.video.decode import torchcodec_decoder
 from data.video.sources import SOURCES, VideoData, load_hub
 from data.video.transforms import EvalTransform, TrainTransform
-from errors import UserError
 
 __all__ = [
     "ClipOptions",
@@ -62,11 +61,8 @@ def load_video(
     """
     if dataset.startswith("hub:"):
         data = load_hub(dataset[4:], video_column, label_column)
-    elif dataset not in SOURCES:
-        known = ", ".join([*SOURCES, "hub:<id or path>"])
-        raise UserError(f"There is no data set called {dataset}: --dataset takes {known}.")
     else:
-        data = SOURCES[dataset](
+        data = source_called(dataset, SOURCES)(
             data_dir=data_dir,
             seed=seed,
             split=split,
