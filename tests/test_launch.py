@@ -134,6 +134,7 @@ def test_a_file_that_one_process_cannot_read_ends_the_job(tmp_path: Path) -> Non
             (tmp_path / split / kind).mkdir(parents=True)
             for number in range(8):
                 Image.new(mode, (40, 40)).save(tmp_path / split / kind / f"{number}.png")
+    (tmp_path / "classes.txt").write_text("ground\nobject\n")
     noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "train" / "images" / "3.png")
     path = tmp_path / "train" / "images" / "3.png"

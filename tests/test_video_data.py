@@ -362,7 +362,11 @@ def test_ucf101(tmp_path, videos):
         ("classInd.txt", "Yo\n2 Box\n", "line Yo"),
         ("classInd.txt", "\n", "0 classes"),
         ("classInd.txt", "2 Yo\n1 Box\n", "number 2"),
-        ("trainlist01.txt", "caf\xe9/v.avi 1\n", r"trainlist01\.txt is not text"),
+        (
+            "trainlist01.txt",
+            "caf\xe9/v.avi 1\n",
+            r"trainlist01\.txt can't be read \(it is not text",
+        ),
         ("trainlist01.txt", "Yo/v.avi 2\n", "class 2"),
     ],
 )
@@ -461,7 +465,7 @@ def test_simple_table(tmp_path):
         ("label,file\nx,none.mp4\n", "none.mp4"),
         ("label,youtube_id,time_start,time_end\nx,y,1,2\n", "no video"),
         (f"label,file\nx,a.mp4\nx,{'a' * 200_000}\n", "Line 3"),
-        ("label,file\ncaf\xe9,a.mp4\n", r"train\.csv is not text"),
+        ("label,file\ncaf\xe9,a.mp4\n", r"train\.csv can't be read \(it is not text"),
         ("label,file\nx,a.mp4\n", "takes 2"),
     ],
 )
