@@ -296,7 +296,7 @@ def test_torchs_layer_and_this_one_agree_where_both_run(affine, track_running_st
         for name, value in torchs.state_dict().items():
             assert torch.equal(mine.state_dict()[name], value), name
     for layer in (mine, torchs):
-        with pytest.raises(ValueError, match="1D|1 dim"):
+        with pytest.raises(ValueError, match=r"1D|1 dim"):
             layer(torch.randn(5))
 
 
