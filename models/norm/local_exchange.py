@@ -55,19 +55,19 @@ class LocalExchange:
         rows[self.rank] = row
         parts = [memoryview(part) for part in rows.view(torch.uint8).numpy()]
         header = HEADER.pack(self._number, row.nbytes)
+        message = header + parts[self.rank]
         try:
             for peer in self._peers.values():
-                peer.sendmsg([header, parts[self.rank]])
+                peer.sendall(message)
             for rank, peer in self._peers.items():
                 theirs = bytearray(HEADER.size)
-                received = peer.recvmsg_into([theirs, parts[rank]], 0, socket.MSG_WAITALL)[0]
-                if not received:
-                    raise RuntimeError(f"Connection closed by peer: rank {rank} has ended.")
+                _receive(peer, memoryview(theirs))
                 if theirs != header:
                     raise RuntimeError(
                         f"rank {rank} is at exchange {HEADER.unpack(theirs)} (number, bytes) and "
                         f"this rank at {HEADER.unpack(header)}: the ranks' programs differ."
                     )
+                _receive(peer, parts[rank])
         except OSError as error:
             raise RuntimeError(
                 f"Connection reset: a peer has ended or is silent ({error})."
@@ -79,6 +79,15 @@ class LocalExchange:
         """Close the sockets."""
         for peer in self._peers.values():
             peer.close()
+
+
+def _receive(peer: socket.socket, buffer: memoryview) -> None:
+    """Fill the buffer; a signal can interrupt a call with a part of it."""
+    while buffer:
+        count = peer.recv_into(buffer, 0, socket.MSG_WAITALL)
+        if not count:
+            raise ConnectionError("closed by peer")
+        buffer = buffer[count:]
 
 
 def connect() -> LocalExchange | None:
