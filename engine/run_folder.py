@@ -113,7 +113,9 @@ def continues(options: CommonOptions) -> bool:
     """Whether the run may go on in a folder that holds one: its own, by what ``--resume`` says."""
     if options.resume in ("never", "auto") or options.output_dir is None:
         return options.resume == "auto"
-    return Path(options.resume).resolve().is_relative_to(Path(options.output_dir).resolve())
+    return (
+        Path(options.resume).resolve().parent == Path(options.output_dir).resolve() / "checkpoints"
+    )
 
 
 def default_path(task: str, options: CommonOptions) -> Path:
