@@ -11,97 +11,16 @@ when this pays.
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from engine.launch import close, create_accelerator, read_options, run
-from engine.options import option
 from errors import UserError
-
-SMALLEST = {
-    **dict.fromkeys(("microbatches", "batch_size", "log_every"), 1),
-    **dict.fromkeys(("stages", "epochs", "max_steps", "eval_every", "num_workers", "seed"), 0),
-    **dict.fromkeys(("limit_train", "limit_val", "lr", "momentum", "weight_decay"), 0),
-    "image_size": 16,
-}
-
-
-@dataclass
-class Options:
-    """The options of this script."""
-
-    # Data
-    dataset: str = option("synthetic", "data source; docs/data.md lists them")
-    data_dir: str | None = option(None, "folder of the data set")
-    image_column: str = option("image", "name of the image column", datasets=("hub",))
-    label_column: str = option("label", "name of the label column", datasets=("hub",))
-    limit_train: int = option(0, "use only this many training samples, evenly spaced (0: all)")
-    limit_val: int = option(0, "use only this many validation samples, evenly spaced (0: all)")
-    image_size: int = option(64, "height and width of the pictures")
-    num_workers: int = option(2, "loader workers of each first stage (0: load in the loop)")
-    # Model
-    model: str = option("resnet50", "one of torchvision's ResNets, or syncbnnet, _s, _m, _l")
-    weights: str = option("none", "none, default (pretrained, downloaded) or a file")
-    # Pipeline
-    stages: int = option(0, "stages of a pipeline (0: as --split_at says, or one per process)")
-    split_at: str | list[str] | None = option(
-        None, "layers before which to cut, e.g. layer3 or layer2,layer4 (default: by --balance)"
-    )
-    balance: Literal["parameters", "compute"] = option(
-        "parameters", "what the stages get equal shares of, as far as whole blocks allow"
-    )
-    schedule: Literal["gpipe", "1f1b"] = option(
-        "gpipe", "all forwards first, or each backward as soon as it can: less memory"
-    )
-    microbatches: int = option(4, "parts of a pipeline's batch that follow one another (1: naive)")
-    # Training
-    batch_size: int = option(32, "samples per optimizer step, over all processes")
-    epochs: float = option(10.0, "length of training in passes over the data")
-    max_steps: int = option(0, "length of training in optimizer steps, instead")
-    lr: float = option(0.02, "learning rate at the start; falls to 0 along half a cosine")
-    momentum: float = option(0.9, "momentum of SGD (Nesterov's)")
-    weight_decay: float = option(1e-4, "weight decay, not of norm layers and biases")
-    seed: int = option(0, "seed of weights, order and augmentation")
-    # Evaluation, files and device
-    eval_every: int = option(0, "optimizer steps between evaluations (0: once per epoch)")
-    output_dir: str | None = option(None, "folder of the run (default: a new one)")
-    log_every: int = option(10, "optimizer steps between log lines")
-    double: bool = option(False, "compute in float64, to compare runs beyond rounding")
-    cpu: bool = option(False, "use the CPU although there is a GPU")
-
-    # What the launch and the report ask every script for.
-    sync_bn_impl: ClassVar[str] = "own"
-    eval_only: ClassVar[bool] = False
-    check_data: ClassVar[bool] = False
-    resume: ClassVar[str] = "never"
-
-    def check(self) -> None:
-        """Refuse values out of range, before any work.
-
-        Raises:
-            UserError: names the option, its value and the range.
-        """
-        for name, smallest in SMALLEST.items():
-            if not getattr(self, name) >= smallest:
-                value = getattr(self, name)
-                raise UserError(f"--{name} is {value}; it must be at least {smallest}.")
-        if self.stages and self.cuts and len(self.cuts) + 1 != self.stages:
-            raise UserError(
-                f"--split_at {','.join(self.cuts)} makes {len(self.cuts) + 1} stages, not "
-                f"{self.stages}: leave --stages out."
-            )
-
-    @property
-    def cuts(self) -> list[str]:
-        """The layers of --split_at."""
-        given = self.split_at or []
-        return [part.strip() for part in given.split(",")] if isinstance(given, str) else given
-
+from pipeline.options import PipelineOptions
 
 if __name__ == "__main__":
     # Before the slow imports: --help and a mistyped option are answered at once.
-    options = read_options(Options, __doc__)
+    options = read_options(PipelineOptions, __doc__)
 
 import torch
 from accelerate import Accelerator
@@ -110,16 +29,17 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.classification.dataset import (
-    ClassificationData,
-    ClassificationDataset,
-    load_classification,
-)
-from data.classification.transforms import eval_transform, train_transform
-from data.pipeline import PipelineBatches, Share
+from data.pixels import IMAGENET
 from engine.checkpoint import weights_bytes
 from engine.collectives import sum_over_processes
-from engine.pipeline import (
+from engine.loaders import count_workers
+from engine.report import Report, Stopwatch, peak_memory_bytes
+from engine.run_folder import RunFolder, default_path, write_atomically
+from models.classification import build_classification_model
+from norm import convert_norm
+from pipeline.batches import PipelineBatches, Share
+from pipeline.cut import Cost, Stage, Unit, costs_of, cut_at, cut_evenly, describe, units_of
+from pipeline.schedule import (
     Pipeline,
     Place,
     Times,
@@ -128,16 +48,16 @@ from engine.pipeline import (
     measured_bubble,
     take_place,
 )
-from engine.report import Report, Stopwatch, peak_memory_bytes
-from engine.run_folder import RunFolder, default_path, write_atomically
-from models.classification import IMAGENET, build_classification_model
-from models.norm import convert_norm
-from models.pipeline import Cost, Stage, Unit, costs_of, cut_at, cut_evenly, describe, units_of
+from tasks.classification.dataset import EvalDataset, Reader, TrainDataset
+from tasks.classification.options import ClassificationOptions
+from tasks.classification.rows import ClassificationData
+from tasks.classification.sources import load_data as load_classification_data
+from tasks.classification.transforms import eval_transform, train_transform
 
 BEST_METRIC = "top1"
 
 
-def count_stages(options: Options, processes: int) -> int:
+def count_stages(options: PipelineOptions, processes: int) -> int:
     """Stages per pipeline.
 
     Raises:
@@ -169,7 +89,7 @@ def count_stages(options: Options, processes: int) -> int:
 
 
 def choose_cut(
-    options: Options, units: Sequence[Unit], costs: Sequence[Cost], stages: int
+    options: PipelineOptions, units: Sequence[Unit], costs: Sequence[Cost], stages: int
 ) -> list[slice]:
     """The units of each stage."""
     if options.cuts:
@@ -179,21 +99,23 @@ def choose_cut(
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(units)], strict=True)]
 
 
-def load_data(options: Options) -> ClassificationData:
+def load_data(options: PipelineOptions) -> ClassificationData:
     """The data set's rows and classes; nothing is decoded yet."""
-    return load_classification(
-        dataset=options.dataset,
-        data_dir=options.data_dir,
-        limit_train=options.limit_train or None,
-        limit_val=options.limit_val or None,
-        seed=options.seed,
-        image_size=(options.image_size, options.image_size),
-        image_column=options.image_column,
-        label_column=options.label_column,
+    return load_classification_data(
+        ClassificationOptions(
+            dataset=options.dataset,
+            data_dir=options.data_dir,
+            limit_train=options.limit_train,
+            limit_val=options.limit_val,
+            seed=options.seed,
+            image_size=[options.image_size, options.image_size],
+            image_column=options.image_column,
+            label_column=options.label_column,
+        )
     )
 
 
-def claim_folder(accelerator: Accelerator, options: Options) -> RunFolder | None:
+def claim_folder(accelerator: Accelerator, options: PipelineOptions) -> RunFolder | None:
     """Take the run's folder, on the main process.
 
     Raises:
@@ -222,7 +144,7 @@ class Training:
     def __init__(
         self,
         accelerator: Accelerator,
-        options: Options,
+        options: PipelineOptions,
         place: Place,
         data: ClassificationData,
         stage: Stage,
@@ -236,9 +158,9 @@ class Training:
         self.eval_every = options.eval_every or max(1, samples // options.batch_size)
         size = (options.image_size, options.image_size)
         self.batches = PipelineBatches(
-            ClassificationDataset(data.train, data, train_transform(size), options.seed),
+            TrainDataset(Reader(data.train, self.classes), train_transform(size), options.seed),
             torch.tensor(data.train["label"][:]),
-            ClassificationDataset(data.val, data, eval_transform(size), options.seed),
+            EvalDataset(Reader(data.val, self.classes), eval_transform(size)),
             torch.tensor(data.val["label"][:]),
             Share(
                 place.replica,
@@ -250,11 +172,10 @@ class Training:
             ),
             options.seed,
             self.steps,
-            options.num_workers,
+            count_workers(options.num_workers, samples),
             pin_memory=self.device.type == "cuda",
         )
-        rgb = 255 * torch.tensor(IMAGENET, dtype=self.dtype)
-        self.mean, self.std = rgb.to(self.device)[:, None, :, None, None]
+        self.mean, self.std = IMAGENET.of_bytes(self.dtype, self.device, dims=2)
         self.stage = stage.to(self.device, self.dtype)
         self.pipeline = Pipeline(
             self.stage,
@@ -417,7 +338,7 @@ def _scores(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([count, loss, right[:, 0].sum().to(loss), right.sum().to(loss)]).double()
 
 
-def main(options: Options) -> int:
+def main(options: PipelineOptions) -> int:
     """Options, data, model, its cut, Accelerate, training: in this order."""
     accelerator = create_accelerator(options)
     precision = {"no": None, "bf16": torch.bfloat16}

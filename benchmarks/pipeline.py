@@ -34,7 +34,9 @@ import torch.multiprocessing as mp
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from engine.pipeline import (
+from models.classification import build_classification_model
+from pipeline.cut import Stage, costs_of, cut_evenly, units_of
+from pipeline.schedule import (
     SCHEDULES,
     Pipeline,
     Times,
@@ -42,8 +44,6 @@ from engine.pipeline import (
     measured_bubble,
     take_place,
 )
-from models.classification import build_classification_model
-from models.pipeline import Stage, costs_of, cut_evenly, units_of
 
 
 def measure(rank: int, args: argparse.Namespace, store: str) -> None:

@@ -40,8 +40,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from models.norm import convert_norm, exchange_locally
-from models.norm.groups import Group, SumOverRanks, find_group
+from norm import convert_norm, exchange_locally
+from norm.groups import Group, SumOverRanks, find_group
 
 
 def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
@@ -231,7 +231,7 @@ def forced_torch_forward(layer: nn.SyncBatchNorm, x: Tensor) -> Tensor:
 def forced_paths() -> Iterator[None]:
     """In one process, what every variant does in several."""
     with ExitStack() as patches:
-        for module in ("models.norm.layer", __name__):
+        for module in ("norm.layer", __name__):
             one = mock.patch(f"{module}.find_group", lambda name: Group("0", 1))
             patches.enter_context(one)
         patches.enter_context(mock.patch.object(nn.SyncBatchNorm, "forward", forced_torch_forward))

@@ -26,9 +26,9 @@ from torchvision.transforms.v2 import functional as F
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from data.decode import SampleError
-from data.video.clips import ClipOptions, clip_numbers
-from data.video.decode import open_video
-from data.video.sources import VIDEOS
+from tasks.video.clips import ClipOptions, clip_numbers
+from tasks.video.decoding.open import open_video
+from tasks.video.sources import VIDEOS
 
 SHORT_SIDE = 128
 

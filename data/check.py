@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from torch.utils.data import Dataset
-
 
 class Survey(Protocol):
     """What reading every sample of a split has shown.
@@ -22,7 +20,7 @@ class Survey(Protocol):
 
 
 def check_splits(
-    splits: dict[str, Dataset],
+    readers: dict[str, Any],
     survey: Callable[[Any, int], Survey],
     classes: Sequence[str],
     num_workers: int,
@@ -30,8 +28,8 @@ def check_splits(
     """Read every sample, and print what is bad and what the data consist of.
 
     Args:
-        splits: data sets by their names.
-        survey: reads a data set with a number of workers.
+        readers: of each split, by its name.
+        survey: reads a split with a number of workers.
         classes: name of each class.
         num_workers: loader workers.
 
@@ -39,8 +37,8 @@ def check_splits(
         The exit status: 1 if anything is bad.
     """
     bad = 0
-    for name, dataset in splits.items():
-        seen = survey(dataset, num_workers)
+    for name, reader in readers.items():
+        seen = survey(reader, num_workers)
         print(f"{name}: {seen.samples} samples, {len(seen.problems)} bad")
         print("\n".join([*seen.lines(classes), *seen.problems]))
         bad += len(seen.problems)

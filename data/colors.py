@@ -1,4 +1,4 @@
-"""Colours: the mean of photographs, and their random changes, for the transforms of every task."""
+"""Random changes of colours, and the colour of missing pixels, for the transforms of all tasks."""
 
 import math
 from typing import Any
@@ -7,8 +7,10 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-# Mean of RGB in [0, 1]: what fills the place of missing pixels, about zero after normalisation.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
+from data.pixels import IMAGENET
+
+# What fills the place of missing or erased pixels: about zero once pixels are scaled.
+FILL = [round(255 * value) for value in IMAGENET.mean]
 
 LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in a grey
 

@@ -30,6 +30,12 @@ class MaskRule:
     lut: bytes
     colors: tuple[tuple[Color, int], ...] = ()
 
+    @property
+    def num_classes(self) -> int:
+        """How many classes the rule knows."""
+        ids = {*self.lut, *(class_id for _, class_id in self.colors)}
+        return len(ids - {IGNORE, UNKNOWN})
+
     @classmethod
     def of_ids(
         cls, ids: Mapping[int, int], colors: Sequence[tuple[Color, int]] = (), others: int = UNKNOWN

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import numpy as np
@@ -17,47 +17,50 @@ TEST = ("test", "testing")
 VAL = ("val", "validation", "valid", "validate", *TEST)
 
 
+class SourceOptions(Protocol):
+    """The options that say which data set is meant."""
+
+    dataset: str
+    data_dir: str | None
+
+
 def source_called(dataset: str, sources: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
     """The source that ``--dataset`` names; UserError if there is none."""
-    if dataset not in sources:
-        known = ", ".join([*sources, "hub:<id or path>"])
+    kind, _, name = dataset.partition(":")
+    if kind not in sources or (kind == "hub") != bool(name):
+        known = ", ".join("hub:<id or path>" if name == "hub" else name for name in sources)
         raise UserError(f"There is no data set called {dataset}: --dataset takes {known}.")
-    return sources[dataset]
+    return sources[kind]
 
 
-def evenly_spaced(count: int, limit: int | None) -> np.ndarray:
-    """At most ``limit`` of the numbers 0..count-1, evenly spaced.
-
-    Raises:
-        UserError: the limit leaves nothing.
-    """
-    if limit is not None and limit < 1:
-        raise UserError(f"A limit of {limit} samples leaves nothing: give 1 or more.")
-    kept = count if limit is None else min(limit, count)
+def evenly_spaced(count: int, limit: int) -> np.ndarray:
+    """At most ``limit`` of the numbers 0..count-1, evenly spaced; 0 for all of them."""
+    kept = min(limit or count, count)
     return np.arange(kept) * count // max(kept, 1)
 
 
-def spread(rows: datasets.Dataset, limit: int | None) -> datasets.Dataset:
+def spread(rows: datasets.Dataset, limit: int) -> datasets.Dataset:
     """At most ``limit`` rows, evenly spaced: files in order of recording stay representative."""
     kept = evenly_spaced(len(rows), limit)
     return rows if len(kept) == len(rows) else rows.select(kept)
 
 
-def data_root(dataset: str, data_dir: str | None, expected: str, *inner: str) -> Path:
+def data_root(options: SourceOptions, expected: str, *inner: str) -> Path:
     """The data set's folder: ``data_dir``, or a folder of a usual name inside it.
 
     Args:
-        dataset: the source's name.
-        data_dir: the option's value.
+        options: dataset and data_dir.
         expected: what the folder should hold, for the messages.
         inner: usual names of the data set's own folder, tried in order.
 
     Raises:
         UserError: no folder was given, it isn't there, or it is empty.
     """
-    if data_dir is None:
-        raise UserError(f"--dataset {dataset} needs --data_dir, the folder that holds {expected}.")
-    root = Path(data_dir).expanduser()
+    if options.data_dir is None:
+        raise UserError(
+            f"--dataset {options.dataset} needs --data_dir, the folder that holds {expected}."
+        )
+    root = Path(options.data_dir).expanduser()
     if not root.is_dir():
         raise UserError(f"There is no data folder {root}: check --data_dir.")
     if not any(root.iterdir()):
@@ -112,16 +115,17 @@ def stand_in_note(where: object, split: str) -> tuple[str, ...]:
     return (f"{where} has no split val: {split} is used to validate, and to choose best weights.",)
 
 
-def open_hub(name: str) -> tuple[datasets.Dataset, datasets.Dataset, tuple[str, ...]]:
+def open_hub(dataset: str) -> tuple[datasets.Dataset, datasets.Dataset, tuple[str, ...]]:
     """The training and validation split of a Hugging Face data set, and notes for the user.
 
     Args:
-        name: ``id`` or ``id:configuration`` on the hub, or a local path of what ``save_to_disk``
-            wrote or of anything that ``load_dataset`` reads.
+        dataset: ``hub:`` and ``id`` or ``id:configuration`` on the hub, or a local path of what
+            ``save_to_disk`` wrote or of anything that ``load_dataset`` reads.
 
     Raises:
         UserError: it can't be loaded, or has no split for training.
     """
+    name = hub_name(dataset)
     splits = _load_hub(name)
     train_name = next((split for split in TRAIN if split in splits), None)
     val_name = next((split for split in VAL if split in splits), None)
@@ -143,6 +147,11 @@ def open_hub(name: str) -> tuple[datasets.Dataset, datasets.Dataset, tuple[str, 
     rest = train.select(np.setdiff1d(np.arange(len(train)), held_out))
     note = f"{name} has no split for validation: every tenth training sample is held out."
     return rest, train.select(held_out), (note,)
+
+
+def hub_name(dataset: str) -> str:
+    """The id or path in ``hub:<id or path>``."""
+    return dataset.partition(":")[2]
 
 
 def _load_hub(name: str) -> dict[str, datasets.Dataset]:

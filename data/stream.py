@@ -6,10 +6,27 @@ the next ``global_batch_size`` entries. The only state is the number of samples 
 resumes by arithmetic, on any number of processes and workers.
 """
 
+import contextlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import Sampler
+
+
+class SampleKey(NamedTuple):
+    """One entry of the stream.
+
+    Attributes:
+        epoch: the pass over the data that it belongs to, from 0.
+        index: of the sample in the data set.
+        position: of the entry in the stream, from 0.
+    """
+
+    epoch: int
+    index: int
+    position: int
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
@@ -21,13 +38,25 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0] >> 1)
 
 
+@contextlib.contextmanager
+def sample_randomness(seed: int, key: SampleKey) -> Iterator[None]:
+    """Inside, torch's default generator is in the sample's own random state.
+
+    Outside it stays untouched, as it must without workers, in the process that trains.
+    """
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also prepare the seeds of all accelerators: a millisecond.
+        torch.default_generator.manual_seed(sample_seed(seed, key.epoch, key.index))
+        yield
+
+
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation of ``range(num_samples)`` in which an epoch visits the samples."""
     return np.random.default_rng([seed, epoch]).permutation(num_samples)
 
 
 class SampleStream:
-    """Random access to the endless stream of ``(epoch, index)`` pairs.
+    """Random access to the endless stream of samples.
 
     Args:
         num_samples: size of the dataset.
@@ -39,19 +68,19 @@ class SampleStream:
         self.seed = seed
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
-    def __getitem__(self, position: int) -> tuple[int, int]:
+    def __getitem__(self, position: int) -> SampleKey:
         epoch, offset = divmod(position, self.num_samples)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, epoch_order(self.num_samples, self.seed, epoch)
-        return epoch, int(self._order[offset])
+        return SampleKey(epoch, int(self._order[offset]), position)
 
     def step_indices(self, step: int, global_batch_size: int) -> list[int]:
         """Dataset indices consumed by optimizer step ``step`` (from 0) over all processes."""
         first = step * global_batch_size
-        return [self[p][1] for p in range(first, first + global_batch_size)]
+        return [self[p].index for p in range(first, first + global_batch_size)]
 
 
-class RankBatches(Sampler[list[tuple[int, int]]]):
+class RankBatches(Sampler[list[SampleKey]]):
     """One process's micro-batches of the stream, for ``DataLoader(batch_sampler=...)``.
 
     A micro-batch of all processes is ``num_processes * batch_size`` consecutive entries, of which
@@ -83,7 +112,7 @@ class RankBatches(Sampler[list[tuple[int, int]]]):
         self.start = start
         self.stop = stop
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         micro_batch = self.num_processes * self.batch_size
         for first in range(self.start, self.stop - micro_batch + 1, micro_batch):
             mine = first + self.rank * self.batch_size
@@ -93,8 +122,8 @@ class RankBatches(Sampler[list[tuple[int, int]]]):
         return (self.stop - self.start) // (self.num_processes * self.batch_size)
 
 
-class RankShard(Sampler[tuple[int, int]]):
-    """One process's share of an evaluation: every sample exactly once over all processes, unpadded.
+class RankShard(Sampler[int]):
+    """One process's share of an evaluation: every index exactly once over all processes, unpadded.
 
     Shares may differ by one sample, so an evaluation must not use a collective per batch.
     """
@@ -102,8 +131,8 @@ class RankShard(Sampler[tuple[int, int]]):
     def __init__(self, num_samples: int, rank: int, num_processes: int) -> None:
         self.indices = range(rank, num_samples, num_processes)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter([(0, index) for index in self.indices])
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
 
     def __len__(self) -> int:
         return len(self.indices)

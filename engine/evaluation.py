@@ -1,20 +1,23 @@
 """Exact evaluation: every sample once, whatever the number of processes."""
 
+import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data.stream import SampleStream, sample_seed
+from data.stream import SampleStream
 from engine.collectives import from_main_process, gather_lists, sum_over_processes
 from engine.loaders import Loading, eval_loader, precise_loader
-from engine.options import CommonOptions
+from engine.options import TrainingOptions
 from engine.plan import Plan
+from engine.randomness import seed_step
 from engine.stop import StopRequest
-from engine.task import Batch, Task
-from models.norm import average_running_stats, precise_bn
+from engine.task import Batch, Evaluation, Task
+from norm import average_running_stats, precise_bn
 
 
 class Evaluator:
@@ -36,7 +39,7 @@ class Evaluator:
         task: Task,
         stream: SampleStream,
         plan: Plan,
-        options: CommonOptions,
+        options: TrainingOptions,
         loading: Loading,
         stop: StopRequest,
     ) -> None:
@@ -54,38 +57,45 @@ class Evaluator:
         """All loaders, whose workers the caller stops."""
         return self.loader, self.precise_loader
 
-    def metrics(self, model: nn.Module, step: int) -> dict[str, float] | None:
+    def evaluate(self, model: nn.Module, step: int) -> Evaluation | None:
         """Evaluate ``model``; its running statistics are first made those of all processes.
 
-        A few collectives, all of them before or after the batches: processes needn't have equally
-        many.
+        A few collectives, all of them before or after the batches: the processes need not have
+        equally many.
 
         Args:
             model: unwrapped, so that no process waits for another while it evaluates.
             step: optimizer steps done; seeds what is random in precise_bn's forward passes.
 
         Returns:
-            The metrics over the whole validation data, or None if a process was asked to stop.
+            The metrics over the whole validation data, and on the main process their details; or
+            None if a process was asked to stop.
         """
         average_running_stats(model)
         if self.precise_loader:
             self._recompute_statistics(model, step)
+        with self.inference(model):
+            tally = self.task.evaluate(model, self._batches())
+        sums, asked = _sum_over_processes(tally.sums, float(self.stop.signum != 0))
+        if asked:
+            return None
+        records = [] if tally.records is None else gather_lists(tally.records)
+        if self.accelerator.is_main_process:
+            evaluation = self.task.score(sums, records)
+            from_main_process(evaluation.metrics)
+            return evaluation
+        return Evaluation(from_main_process(None))
+
+    @contextlib.contextmanager
+    def inference(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the model is in evaluation mode, in the run's precision, without gradients."""
         was_training = model.training
         model.eval()
         with torch.inference_mode(), self.accelerator.autocast():
-            tally = self.task.evaluate(model, self._batches())
+            yield
         model.train(was_training)
-        asked = tally.sums.new_tensor([float(self.stop.signum != 0)])
-        total = sum_over_processes(torch.cat([tally.sums, asked]))
-        if total[-1] > 0:
-            return None
-        records = [] if tally.records is None else gather_lists(tally.records)
-        metrics = None
-        if self.accelerator.is_main_process:
-            metrics = self.task.metrics(total[:-1].cpu(), records)
-        return from_main_process(metrics)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[Any]:
         for batch in self.loader:
             self.stop.beat()
             if self.stop.signum:
@@ -94,11 +104,24 @@ class Evaluator:
 
     def _recompute_statistics(self, model: nn.Module, step: int) -> None:
         batches = (self.task.to_device(batch) for batch in self.precise_loader)
-        # For dropout.
-        torch.manual_seed(sample_seed(self.options.seed, step, self.accelerator.process_index))
+        seed_step(self.options.seed, step, self.accelerator.process_index)
         # A compiled graph has no place for the hooks that see the layers' input.
         with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
             precise_bn(model.train(), batches, self.options.precise_bn, forward=self._forward)
 
     def _forward(self, model: nn.Module, batch: Batch) -> None:
-        self.task.losses(model, batch, self.task.normalizers(batch))
+        # Only the forward pass counts: any denominator will do.
+        images = torch.ones((), dtype=torch.float64, device=self.accelerator.device)
+        self.task.losses(model, batch, {"images": images, **self.task.denominators(batch)})
+
+
+def _sum_over_processes(sums: dict[str, Tensor], flag: float) -> tuple[dict[str, Tensor], bool]:
+    """Named sums over all processes, on the CPU, and whether any raised the flag.
+
+    One collective, one device sync.
+    """
+    first = next(iter(sums.values()))
+    parts = [*(value.flatten() for value in sums.values()), first.new_full((1,), flag)]
+    total = sum_over_processes(torch.cat(parts)).cpu().split([part.numel() for part in parts])
+    named = zip(sums.items(), total, strict=False)  # the flag comes last
+    return {name: part.view(value.shape) for (name, value), part in named}, bool(total[-1] > 0)

@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from engine.options import CommonOptions, Options, parse
+from engine.command_line import Options, parse
+from engine.options import TrainingOptions
+from engine.plan import per_process_batch
 from engine.run_folder import continues, refuse_other_run
 from errors import UserError
 
@@ -99,7 +101,7 @@ def _fail(message: str, status: int) -> NoReturn:
     os._exit(status)
 
 
-def create_accelerator(options: CommonOptions) -> "Accelerator":
+def create_accelerator(options: TrainingOptions) -> "Accelerator":
     """Choose the device and join the other processes.
 
     Without a CUDA device the processes of a multi-GPU launch form one gloo group. Accelerate alone
@@ -115,7 +117,7 @@ def create_accelerator(options: CommonOptions) -> "Accelerator":
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import ProjectConfiguration
 
-    from engine.meeting import meeting_url
+    from engine.rendezvous import rendezvous_url
 
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
@@ -157,7 +159,7 @@ def create_accelerator(options: CommonOptions) -> "Accelerator":
             # Synchronised buffers agree by construction and plain BatchNorm's are averaged before
             # they are used, so DDP's broadcast at every forward pass would be pure cost.
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(init_method=meeting_url()),
+            InitProcessGroupKwargs(init_method=rendezvous_url()),
         ],
     )
     if use_cpu and world_size > 1 and (fsdp or not options.cpu):
@@ -166,6 +168,7 @@ def create_accelerator(options: CommonOptions) -> "Accelerator":
         accelerator.print(
             f"{why}: {world_size} processes train one model together on the CPU (gloo){whole}."
         )
+    per_process_batch(options, accelerator.num_processes)  # refuse one that doesn't divide
     return accelerator
 
 

@@ -8,6 +8,7 @@ the locks that other threads hold at that moment and not the threads that would 
 at every evaluation, in the middle of training, a worker was seen to hang for ever in the fork.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,12 +19,36 @@ from engine.plan import Plan
 from engine.stop import leave_signals_to_the_loop
 from engine.task import Batch, Task
 
+MOST_WORKERS = 8
+# Up to this many samples, starting workers takes longer than they save.
+SMALL_DATA = 64
+
 
 class Loading(NamedTuple):
     """How batches are loaded: workers per process, and whether into memory that a GPU can read."""
 
     workers: int
     pin_memory: bool
+
+
+def count_workers(num_workers: int | str, num_samples: int) -> int:
+    """The loader workers of a process that ``--num_workers`` asks for.
+
+    "auto" is the machine's processors divided by its processes, at most 8, or 0 for small data.
+
+    Args:
+        num_workers: a number, or "auto".
+        num_samples: size of the training data.
+    """
+    if num_workers != "auto":
+        return int(num_workers)
+    if num_samples <= SMALL_DATA:
+        return 0
+    known = hasattr(os, "sched_getaffinity")  # not on macOS
+    processors = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    return min(MOST_WORKERS, max(1, processors // processes))
 
 
 def train_batches(
@@ -37,7 +62,7 @@ def train_batches(
 ) -> Iterator[Batch]:
     """This process's micro-batches between two positions in the stream; the workers start now."""
     batches = RankBatches(stream, plan.batch_size, rank, plan.num_processes, start, stop)
-    return iter(_loader(task.train_data, task.collate_train, loading, batch_sampler=batches))
+    return iter(make_loader(task.train_data, task.collate_train, loading, batch_sampler=batches))
 
 
 def precise_loader(
@@ -45,17 +70,27 @@ def precise_loader(
 ) -> DataLoader:
     """The stream's first batches, as often as needed; the workers start now."""
     batches = RankBatches(stream, plan.batch_size, rank, plan.num_processes, 0, stop)
-    return _started(_loader(task.train_data, task.collate_train, loading, batch_sampler=batches))
+    return started(make_loader(task.train_data, task.collate_train, loading, batch_sampler=batches))
 
 
 def eval_loader(task: Task, plan: Plan, rank: int, loading: Loading) -> DataLoader:
     """This process's share of the validation data, every sample once; the workers start now."""
     shard = RankShard(len(task.val_data), rank, plan.num_processes)
     data, collate, size = task.val_data, task.collate_eval, plan.batch_size
-    return _started(_loader(data, collate, loading, sampler=shard, batch_size=size))
+    return started(make_loader(data, collate, loading, sampler=shard, batch_size=size))
 
 
-def _loader(dataset: Dataset, collate: Callable, loading: Loading, **batches: Any) -> DataLoader:
+def make_loader(
+    dataset: Dataset, collate: Callable, loading: Loading, **batches: Any
+) -> DataLoader:
+    """A loader whose workers live as long as it and leave signals to the process that trains.
+
+    Args:
+        dataset: of samples.
+        collate: makes a batch of samples.
+        loading: workers and pinned memory.
+        **batches: the sampler and batch size, or the batch sampler, as DataLoader takes them.
+    """
     return DataLoader(
         dataset,
         collate_fn=collate,
@@ -69,7 +104,7 @@ def _loader(dataset: Dataset, collate: Callable, loading: Loading, **batches: An
     )
 
 
-def _started(loader: DataLoader) -> DataLoader:
+def started(loader: DataLoader) -> DataLoader:
     """Start the workers; the next ``iter()`` begins anew with the same ones."""
     if loader.num_workers:
         iter(loader)

@@ -2,7 +2,7 @@
 
     for each optimizer step:
         load its micro-batches       the next entries of the stream of samples
-        sum the denominators         one small collective, so that the loss is the global mean
+        sum the denominators         one small collective where only the batches can tell them
         forward and backward         gradients are exchanged after the last micro-batch only
         sum losses and stop flags    one small collective
         step, average the weights
@@ -23,28 +23,30 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from data.stream import SampleStream, sample_seed
+from data.stream import SampleStream
 from engine.checkpoint import weights_bytes
 from engine.collectives import sum_over_processes
 from engine.evaluation import Evaluator
-from engine.ledger import Ledger, StepRecord, StepSums
-from engine.loaders import Loading, stop_workers, train_batches
+from engine.launch import close
+from engine.loaders import Loading, count_workers, stop_workers, train_batches
+from engine.loss_buffer import LossBuffer, StepRecord, StepSums
 from engine.optim import all_finite, create_ema, create_optimizer, lr_schedule
-from engine.options import CommonOptions
-from engine.plan import make_plan
+from engine.options import TrainingOptions
+from engine.plan import Plan
+from engine.randomness import seed_step
 from engine.report import Report, Stopwatch, peak_memory_bytes, profiler
 from engine.resume import Progress, State, claim_folder, find_checkpoint, read_checkpoint
 from engine.run_folder import write_atomically
 from engine.stop import StopRequest
 from engine.task import Batch, Losses, Task
 from errors import UserError
-from models.norm import (
+from models.weights import NAMED_WEIGHTS, refuse_incomplete
+from norm import (
     Disagreement,
     NormChoice,
     average_running_stats,
     rank_disagreement,
 )
-from models.weights import NAMED_WEIGHTS, refuse_incomplete
 
 # Samples named when a loss is not finite.
 NAMED_SAMPLES = 8
@@ -58,6 +60,7 @@ class Trainer:
         task: the script's task.
         model: on the device, its normalisation layers already converted.
         norm: which normalisation was chosen and why, for the summary.
+        plan: the run's arithmetic.
         options: the script's options.
 
     Raises:
@@ -70,10 +73,11 @@ class Trainer:
         task: Task,
         model: nn.Module,
         norm: NormChoice,
-        options: CommonOptions,
+        plan: Plan,
+        options: TrainingOptions,
     ) -> None:
         self.accelerator, self.task, self.norm, self.options = accelerator, task, norm, options
-        self.plan = make_plan(options, len(task.train_data), accelerator.num_processes)
+        self.plan = plan
         ranks = options.sync_bn_group_size or self.plan.num_processes
         self.identity = {
             "global_batch_size": self.plan.global_batch_size,
@@ -132,7 +136,10 @@ class Trainer:
         if checkpoint:
             self.report.say(f"Continuing from {checkpoint}.")
         self.stop.install()
-        self.ledger = Ledger()
+        self.losses = LossBuffer()
+        self.images = torch.tensor(
+            plan.global_batch_size, dtype=torch.float64, device=accelerator.device
+        )
         self.total, self.lap = Stopwatch(), Stopwatch()
         self.disagreement: Disagreement | None = None
 
@@ -144,9 +151,10 @@ class Trainer:
     def _start_loaders(self) -> tuple[Iterator[Batch], Evaluator]:
         """Training batches from here to the end, and what evaluates; all workers start now."""
         options, plan, rank = self.options, self.plan, self.accelerator.process_index
-        loading = Loading(options.num_workers, self.accelerator.device.type == "cuda")
+        workers = count_workers(options.num_workers, len(self.task.train_data))
+        loading = Loading(workers, self.accelerator.device.type == "cuda")
         start = self.state.progress.step * plan.global_batch_size
-        stop = start if options.eval_only else plan.total_steps * plan.global_batch_size
+        stop = start if options.eval_only else plan.total_samples
         train = train_batches(self.task, self.stream, plan, rank, start, stop, loading)
         return train, Evaluator(
             self.accelerator, self.task, self.stream, plan, options, loading, self.stop
@@ -172,6 +180,7 @@ class Trainer:
             stop_workers(self.train_batches, *self.evaluator.loaders)
             self.stop.close()
             self.report.close()
+        close(self.accelerator)
         return 128 + signum if signum else 0
 
     def _train(self) -> int:
@@ -187,12 +196,11 @@ class Trainer:
 
     def _train_step(self) -> None:
         """One optimizer step; nothing in it waits for the device."""
-        accelerator, task, plan = self.accelerator, self.task, self.plan
+        accelerator, plan = self.accelerator, self.plan
         step = self.state.progress.step
         micro_batches = [self._next_batch() for _ in range(plan.grad_accum)]
-        normalizers = sum_over_processes(sum(task.normalizers(batch) for batch in micro_batches))
-        # Dropout draws from (seed, step, rank); augmentation has its own seeds.
-        torch.manual_seed(sample_seed(self.options.seed, step, accelerator.process_index))
+        denominators = self._denominators(micro_batches)
+        seed_step(self.options.seed, step, accelerator.process_index)
 
         self.model.train()
         sums = StepSums()
@@ -200,7 +208,7 @@ class Trainer:
             is_last = number == plan.grad_accum
             sync = contextlib.nullcontext() if is_last else accelerator.no_sync(self.model)
             with sync, self._probe() if is_last else contextlib.nullcontext():
-                losses = self._forward(batch, normalizers)
+                losses = self._forward(batch, denominators)
                 # DDP averages the gradients of the processes; their shares must be added.
                 accelerator.backward(sum(losses.parts.values()) * plan.num_processes)
             sums.add(losses)
@@ -219,14 +227,22 @@ class Trainer:
         if self.state.ema:
             self.state.ema.update(self.state.model, progress.step)
 
-        self.ledger.add(progress.step, sums, values, grad_norm)
+        self.losses.add(progress.step, sums, values, grad_norm)
         self.stop.beat()
         for watch in (self.lap, self.total):
             watch.samples += plan.global_batch_size
 
-    def _forward(self, batch: Batch, normalizers: torch.Tensor) -> Losses:
+    def _denominators(self, batches: list[Batch]) -> dict[str, torch.Tensor]:
+        """The denominators of the global loss; one collective where the task has its own."""
+        own = [self.task.denominators(batch) for batch in batches]
+        if not own[0]:
+            return {"images": self.images}
+        sums = sum(torch.stack(list(each.values())) for each in own)
+        return {"images": self.images, **dict(zip(own[0], sum_over_processes(sums), strict=True))}
+
+    def _forward(self, batch: Batch, denominators: dict[str, torch.Tensor]) -> Losses:
         try:
-            return self.task.losses(self.model, batch, normalizers)
+            return self.task.losses(self.model, batch, denominators)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -283,7 +299,7 @@ class Trainer:
         step = self.state.progress.step
         if not (on_cpu or self._log_due() or self._eval_due(step) or self._save_due()):
             return 0
-        records = self.ledger.read()
+        records = self.losses.read()
         for record in records:
             # The loss scaler of fp16 expects gradients that overflow, and leaves those steps out.
             if not (record.is_finite and (self.state.scaler or record.has_finite_gradient)):
@@ -340,10 +356,10 @@ class Trainer:
 
     def _evaluate(self) -> int:
         """Evaluate, record, keep the best; returns the signal if it was interrupted."""
-        metrics = self.evaluator.metrics(self.eval_model, self.state.progress.step)
-        if metrics is None:
+        evaluation = self.evaluator.evaluate(self.eval_model, self.state.progress.step)
+        if evaluation is None:
             return self.stop.signum or signal.SIGTERM
-        progress = self.state.progress
+        progress, metrics = self.state.progress, evaluation.metrics
         progress.metrics, progress.evaluated_step = metrics, progress.step
         samples = progress.step * self.plan.global_batch_size
         score = self.task.best_metric
@@ -351,7 +367,9 @@ class Trainer:
             self.report.disagreement(progress.step, self.disagreement)
         self.report.evaluation(progress.step, samples, metrics)
         if self.folder:
-            self.report.pictures(progress.step, self.task.pictures(self.eval_model))
+            with self.evaluator.inference(self.eval_model):
+                figures = self.task.figures(self.eval_model, evaluation.details)
+            self.report.figures(progress.step, figures)
         if metrics[score] > progress.best.get(score, -math.inf):
             progress.best = {"step": progress.step, **metrics}
             if self.folder and not self.options.eval_only:

@@ -8,10 +8,10 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from engine.options import CommonOptions
+from engine.options import TrainingOptions
 
 
-def create_optimizer(model: nn.Module, options: CommonOptions) -> torch.optim.Optimizer:
+def create_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum or AdamW, fused, without decay on norm layers and biases."""
     if options.decay_norm_and_bias or not options.weight_decay:
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -24,7 +24,7 @@ def create_optimizer(model: nn.Module, options: CommonOptions) -> torch.optim.Op
     return torch.optim.AdamW(groups, lr=options.lr, fused=True)
 
 
-def lr_schedule(options: CommonOptions, steps: int, peak: float) -> Callable[[int], float]:
+def lr_schedule(options: TrainingOptions, steps: int, peak: float) -> Callable[[int], float]:
     """The learning rate of optimizer step s, 0 <= s < steps.
 
     A pure function of the step: nothing to save, nothing to step, and nothing that depends on the

@@ -1,9 +1,9 @@
-"""The arithmetic of a run: batches, steps and learning rate, checked before any work."""
+"""The arithmetic of a run: batches, steps and learning rate."""
 
 import math
 from dataclasses import dataclass
 
-from engine.options import CommonOptions
+from engine.options import TrainingOptions
 from errors import UserError
 
 
@@ -31,8 +31,13 @@ class Plan:
     checkpoint_every: int
     peak_lr: float
 
+    @property
+    def total_samples(self) -> int:
+        """Entries of the stream of samples that the run consumes."""
+        return self.total_steps * self.global_batch_size
 
-def per_process_batch(options: CommonOptions, num_processes: int) -> int:
+
+def per_process_batch(options: TrainingOptions, num_processes: int) -> int:
     """Samples per process and forward pass, from --batch_size or --global_batch_size.
 
     Raises:
@@ -52,13 +57,16 @@ def per_process_batch(options: CommonOptions, num_processes: int) -> int:
     return batch_size
 
 
-def make_plan(options: CommonOptions, num_samples: int, num_processes: int) -> Plan:
+def make_plan(options: TrainingOptions, num_samples: int, num_processes: int) -> Plan:
     """Resolve the options of batch, length and learning rate.
 
     Args:
         options: the script's options.
         num_samples: size of the training data.
         num_processes: processes that train together.
+
+    Raises:
+        UserError: the global batch doesn't divide into equal batches.
     """
     batch_size = per_process_batch(options, num_processes)
     global_batch = batch_size * num_processes * options.grad_accum

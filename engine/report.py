@@ -19,7 +19,7 @@ from tqdm import tqdm
 from engine.checkpoint import complete_checkpoints
 from engine.options import CommonOptions
 from engine.run_folder import RunFolder, write_atomically
-from models.norm import Disagreement
+from norm import Disagreement
 
 
 class Report:
@@ -60,7 +60,7 @@ class Report:
         self.tracker = accelerator.get_tracker("tensorboard")
         self.writer = self.tracker.writer
         self._log_options(options)
-        self.picture_paths: set[Path] = set()
+        self.figure_paths: set[Path] = set()
         self.bar = tqdm(
             total=total, initial=start, unit="step", desc="train", dynamic_ncols=True, mininterval=1
         )
@@ -77,7 +77,7 @@ class Report:
             key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
             for key, value in dataclasses.asdict(options).items()
         }
-        # Of the metric, its name alone: TensorBoard takes the values from the curve.
+        # TensorBoard takes the metric's values from its curve; hparams needs only the name.
         for summary in hparams(values, {f"val/{self.best_metric}": 0.0}):
             self.writer.file_writer.add_summary(summary)
         table = "\n".join(f"| {key} | {value} |" for key, value in values.items())
@@ -119,11 +119,11 @@ class Report:
             }
             self.tracker.log(values, step=step)
 
-    def pictures(self, step: int, pictures: dict[str, torch.Tensor]) -> None:
-        """Pictures for TensorBoard, and the newest of each as a PNG in the run's folder."""
-        for name, picture in pictures.items():
-            png = encode_png(picture).numpy().tobytes()
-            _, height, width = picture.shape
+    def figures(self, step: int, figures: dict[str, torch.Tensor]) -> None:
+        """Figures for TensorBoard, and the newest of each as a PNG in the run's folder."""
+        for name, figure in figures.items():
+            png = encode_png(figure).numpy().tobytes()
+            _, height, width = figure.shape
             image = Summary.Image(
                 height=height, width=width, colorspace=3, encoded_image_string=png
             )
@@ -132,7 +132,7 @@ class Report:
             self.writer.file_writer.add_summary(Summary(value=[value]), step)
             path = self.folder.path / f"{name}.png"
             write_atomically(path, png)
-            self.picture_paths.add(path)
+            self.figure_paths.add(path)
 
     def say(self, sentence: str) -> None:
         """Print a line above the progress bar."""
@@ -162,7 +162,7 @@ class Report:
                 path / "best.safetensors",
                 *complete_checkpoints(path / "checkpoints")[-1:],
             ],
-            "pictures": sorted(self.picture_paths),
+            "figures": sorted(self.figure_paths),
         }
         for what, paths in places.items():
             if there := [str(path) for path in paths if path.exists()]:

@@ -18,7 +18,7 @@ from engine.checkpoint import (
     save_checkpoint,
 )
 from engine.collectives import from_main_process
-from engine.options import CommonOptions
+from engine.options import TrainingOptions
 from engine.run_folder import RunFolder, continues, default_path, differing_options
 from errors import UserError
 
@@ -58,7 +58,7 @@ class State:
     scaler: torch.amp.GradScaler | None
     progress: Progress
 
-    def save(self, folder: Path, options: CommonOptions, identity: dict[str, Any]) -> None:
+    def save(self, folder: Path, options: TrainingOptions, identity: dict[str, Any]) -> None:
         """Write a checkpoint below ``folder`` and prune the older ones."""
         optimizer = {
             "optimizer": self.optimizer.state_dict(),
@@ -86,7 +86,7 @@ class State:
 
 
 def claim_folder(
-    accelerator: Accelerator, task_name: str, options: CommonOptions
+    accelerator: Accelerator, task_name: str, options: TrainingOptions
 ) -> tuple[RunFolder | None, Path]:
     """Take the run's folder (main process) and agree on its path (one collective).
 
@@ -105,7 +105,7 @@ def claim_folder(
     return folder, from_main_process(folder.path if folder else None)
 
 
-def find_checkpoint(accelerator: Accelerator, options: CommonOptions, path: Path) -> Path | None:
+def find_checkpoint(accelerator: Accelerator, options: TrainingOptions, path: Path) -> Path | None:
     """The checkpoint that ``--resume`` asks for, the same on every process (one collective)."""
     if options.resume == "never":
         return None
@@ -138,7 +138,7 @@ def _given_checkpoint(path: Path) -> Path:
     return path
 
 
-def read_checkpoint(path: Path, options: CommonOptions, identity: dict[str, Any]) -> Checkpoint:
+def read_checkpoint(path: Path, options: TrainingOptions, identity: dict[str, Any]) -> Checkpoint:
     """Read the checkpoint that a run continues.
 
     Raises:

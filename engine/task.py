@@ -1,10 +1,11 @@
-"""What a training script tells the engine about its task."""
+"""What a task tells the engine, which knows nothing else about it."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 Batch = dict[str, Any]
@@ -15,13 +16,13 @@ class Losses(NamedTuple):
 
     Attributes:
         parts: scalars that add up, over all micro-batches and processes, to the parts of the loss.
-        counts: what was counted on the way; logged per sample, and no part of the loss.
+        counts: what was counted on the way; logged per image, and not part of the loss.
         divide_by: the count by whose global sum the parts, and with them the gradient, are still
             to be divided: one that is known only after the forward pass.
     """
 
-    parts: dict[str, torch.Tensor]
-    counts: dict[str, torch.Tensor] = {}  # noqa: RUF012 (never changed)
+    parts: dict[str, Tensor]
+    counts: dict[str, Tensor] = {}  # noqa: RUF012 (never changed)
     divide_by: str | None = None
 
 
@@ -29,60 +30,119 @@ class Tally(NamedTuple):
     """What a process has found in its share of the validation data.
 
     Attributes:
-        sums: a float64 vector; the engine adds those of all processes.
+        sums: float64 tensors of any shape, by name; the engine adds those of all processes.
         records: what no sum can hold, such as ranked detections, or None for a task without; the
             engine joins the lists of all processes.
     """
 
-    sums: torch.Tensor
+    sums: dict[str, Tensor]
     records: list | None = None
 
 
-class Task(Protocol):
-    """A task: its data, its loss and its score. The engine knows nothing else about it.
+class Evaluation(NamedTuple):
+    """What an evaluation came to.
+
+    Attributes:
+        metrics: by name, e.g. "miou" or "iou/road"; metrics that the data can't tell are left out.
+        details: what the figures of this evaluation draw, such as a confusion matrix.
+    """
+
+    metrics: dict[str, float]
+    details: Any = None
+
+
+class Task(ABC):
+    """A task: its data, its loss, its metrics and its figures.
 
     Attributes:
         name: "segmentation", "detection", ...
-        train_data: maps ``(epoch, index)`` to a sample; ``train_data.name(index)`` names its file.
-        val_data: the same for evaluation.
-        collate_train: makes a batch of samples; every batch has the same shape.
-        collate_eval: makes a batch of evaluation samples.
         best_metric: the metric, higher is better, by which the best weights are chosen.
-        description: values for summary.json and the check on resuming, e.g. the class names.
+        description: values for the check on resuming, e.g. the class names.
+        train_data: maps a ``data.stream.SampleKey`` to a sample; ``train_data.name(index)`` is the
+            file of a sample.
+        val_data: maps an index to a sample.
+        collate_train: makes a batch of training samples, all of one shape.
+        collate_eval: makes a batch, or a list of batches, of evaluation samples.
     """
 
-    name: str
+    name: ClassVar[str]
+    best_metric: ClassVar[str]
+    description: dict[str, Any]
     train_data: Dataset
     val_data: Dataset
     collate_train: Callable[[list], Batch]
     collate_eval: Callable[[list], Any]
-    best_metric: str
-    description: dict[str, Any]
 
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """The network that the options name, in float32 on the CPU, with BatchNorm as built."""
+
+    @abstractmethod
     def to_device(self, batch: Batch) -> Batch:
-        """Move a batch of bytes to the device and normalise it there."""
+        """Move a batch of uint8 images to the device and scale their pixels there."""
 
-    def normalizers(self, batch: Batch) -> torch.Tensor:
-        """What this batch adds to the denominators of the loss, a float vector on the device.
+    def denominators(self, batch: Batch) -> dict[str, Tensor]:
+        """What this batch adds to denominators of the loss that only the batch can tell.
 
-        The engine sums it over micro-batches and processes before any loss is computed.
+        The engine sums each over micro-batches and processes before any loss is computed. A task
+        whose losses are means over images needs none: the global batch is known.
+
+        Returns:
+            float64 scalars on the device, by name.
         """
+        return {}
 
-    def losses(self, model: nn.Module, batch: Batch, normalizers: torch.Tensor) -> Losses:
+    @abstractmethod
+    def losses(self, model: nn.Module, batch: Batch, denominators: dict[str, Tensor]) -> Losses:
         """This batch's share of each part of the global loss.
 
-        The parts are sums over the batch divided by the global ``normalizers``, so that adding
-        the shares of all micro-batches and processes gives the global mean.
+        The parts are sums over the batch divided by a global denominator, so that adding the
+        shares of all micro-batches and processes gives the global mean.
+
+        Args:
+            model: the network, perhaps wrapped in DistributedDataParallel.
+            batch: from ``to_device``.
+            denominators: the global sums of ``denominators``, and "images", the global batch: all
+                float64 scalars on the device.
         """
 
-    def evaluate(self, model: nn.Module, batches: Any) -> Tally:
+    @abstractmethod
+    def evaluate(self, model: nn.Module, batches: Iterator[Any]) -> Tally:
         """Counts and predictions over this process's share of the validation data.
 
         Must not use collectives: the shares of the processes have different lengths.
+
+        Args:
+            model: unwrapped and in evaluation mode.
+            batches: from ``collate_eval``, on the CPU.
         """
 
-    def metrics(self, sums: torch.Tensor, records: list) -> dict[str, float]:
-        """Metrics over the whole validation data; absent ones are left out. Main process only."""
+    @abstractmethod
+    def score(self, sums: dict[str, Tensor], records: list) -> Evaluation:
+        """The metrics of the whole validation data; called on the main process only.
 
-    def pictures(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """Pictures of predictions by name, uint8 (3, H, W); called on the main process only."""
+        Args:
+            sums: those of ``evaluate``, added over all processes, on the CPU.
+            records: those of ``evaluate``, of all processes.
+        """
+
+    @abstractmethod
+    def figures(self, model: nn.Module, details: Any) -> dict[str, Tensor]:
+        """Drawings of an evaluation by name, uint8 (3, H, W); called on the main process only.
+
+        Args:
+            model: unwrapped and in evaluation mode, without gradients.
+            details: those of ``score``.
+        """
+
+
+def evenly_spaced_samples(dataset: Dataset, count: int) -> Iterator[Any]:
+    """At most so many samples of an evaluation data set, the same ones at every call."""
+    count = min(count, len(dataset))
+    for number in range(count):
+        yield dataset[number * len(dataset) // count]
+
+
+def compute_dtype(double: bool) -> torch.dtype:
+    """The type that ``--double`` asks for."""
+    return torch.float64 if double else torch.float32

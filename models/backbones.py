@@ -8,13 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from errors import UserError
-from models.registry import unknown_name
+from data.pixels import IMAGENET
+from errors import UserError, unknown_name
 from models.syncbnnet import SYNCBNNET_SIZES, SyncBNBackbone
 from models.weights import downloading
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def build_backbone(
@@ -72,11 +69,11 @@ class TimmBackbone(nn.Module):
         self.channels_last = _is_channels_last(self.net)
         # Pictures come normalised with ImageNet's constants; some networks learnt from others.
         config = timm.get_pretrained_cfg(name)
-        mine = (config.mean, config.std) if config else (IMAGENET_MEAN, IMAGENET_STD)
-        self.renormalises = mine != (IMAGENET_MEAN, IMAGENET_STD)
+        mine = (config.mean, config.std) if config else IMAGENET
+        self.renormalises = mine != IMAGENET
         mean, std = (torch.tensor(values)[:, None, None] for values in mine)
-        scale = torch.tensor(IMAGENET_STD)[:, None, None] / std
-        shift = (torch.tensor(IMAGENET_MEAN)[:, None, None] - mean) / std
+        scale = torch.tensor(IMAGENET.std)[:, None, None] / std
+        shift = (torch.tensor(IMAGENET.mean)[:, None, None] - mean) / std
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 

@@ -10,12 +10,11 @@ from functools import partial
 import torchvision
 from torch import nn
 
-from errors import UserError
-from models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from data.pixels import IMAGENET, PixelScaling
+from errors import UserError, unknown_name
 from models.dry_run import dry_run
 from models.lenet import LeNet
 from models.published import load_published, wants_published
-from models.registry import unknown_name
 from models.syncbnnet import SYNCBNNET_SIZES, SyncBNNet
 from models.weights import NAMED_WEIGHTS, downloading, load_weights
 
@@ -26,9 +25,8 @@ CLASSIFICATION_MODELS = (*OWN_MODELS, *TORCHVISION_MODELS)  # and timm/<name>
 # Pictures up to this side are too small to be halved by the stem.
 SMALL_PICTURE = 40
 USUAL_SIZE = (224, 224)
-IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
-# The pictures are normalised for all models alike; these two then undo that and apply their own.
-OWN_NORMALIZATION = ("googlenet", "inception_v3")
+# Images are scaled alike for all models; these two then undo that and apply their own.
+OWN_SCALING = ("googlenet", "inception_v3")
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # their auxiliary classifiers
 
 
@@ -69,20 +67,20 @@ def build_classification_model(
     return model
 
 
-def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of RGB in [0, 1] with which `name` was trained.
+def pixel_scaling(name: str) -> PixelScaling:
+    """The scaling of pixels with which the classifier `name` was trained.
 
     ImageNet's for nearly all. To a network without published weights it makes no difference.
     """
     if name in TORCHVISION_MODELS:
         preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-        return tuple(preset.mean), tuple(preset.std)
+        return PixelScaling(tuple(preset.mean), tuple(preset.std))
     if not name.startswith("timm/"):
         return IMAGENET
     import timm
 
     config = timm.get_pretrained_cfg(name.removeprefix("timm/"))
-    return (tuple(config.mean), tuple(config.std)) if config else IMAGENET
+    return PixelScaling(tuple(config.mean), tuple(config.std)) if config else IMAGENET
 
 
 def _own(
@@ -108,7 +106,7 @@ def _torchvision(
             "as --model timm/resnet18."
         )
     options = {}
-    if name in OWN_NORMALIZATION:
+    if name in OWN_SCALING:
         # Also without published weights: a file of weights must find the network it was saved from.
         options = {"aux_logits": False, "transform_input": True, "init_weights": not published}
     elif name.startswith("vit_") and image_size is not None:

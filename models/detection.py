@@ -1,17 +1,17 @@
 """The detection models by name: `build_detection_model("yolo_nano", num_classes=6)`.
 
-models/detector.py says what goes into every one of them and what comes out.
+models/detector_output.py says what goes into every one of them and what comes out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from errors import UserError
+from errors import UserError, unknown_name
 from models.backbones import build_backbone
+from models.detector_output import DetectorLosses
 from models.dry_run import freeze_unused
 from models.pyramid_detectors import build_faster_rcnn, build_fcos, build_retinanet
-from models.registry import unknown_name
 from models.syncbnnet import SyncBNBackbone
 from models.torchvision_detectors import build_torchvision_detector, set_limits
 from models.weights import NAMED_WEIGHTS, load_weights
@@ -30,6 +30,7 @@ def build_detection_model(
     trainable_layers: int | None = None,
     image_size: tuple[int, int] | None = None,
     class_names: Sequence[str] | None = None,
+    yolo_loss: Callable[..., DetectorLosses] | None = None,
     score_threshold: float = 0.001,
     max_detections: int = 100,
 ) -> nn.Module:
@@ -51,6 +52,7 @@ def build_detection_model(
         image_size: (height, width) of the pictures to come. retinanet and fcos have coarser maps
             for larger ones; without it as many as published, which are for some 800 pixels.
         class_names: name of each class, by which a published head finds those it knows.
+        yolo_loss: what a yolo computes its losses by; see models/yolo.py. The others bring theirs.
         score_threshold: detections that score less are left out. 0.001 for measuring average
             precision, which wants the weak ones too; 0.3 or so for looking at pictures.
         max_detections: in a picture at most.
@@ -82,6 +84,8 @@ def build_detection_model(
                 "all of its layers: leave it out."
             )
         model = build(name, num_classes, backbone, published, image_size)
+        if isinstance(model, Yolo):
+            model.loss = yolo_loss
     set_limits(model, score_threshold, max_detections)
     if weights != published:
         load_weights(model, weights)

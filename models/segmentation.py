@@ -10,12 +10,11 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from errors import UserError
+from errors import UserError, unknown_name
 from models.backbones import build_backbone
 from models.deeplabv3plus import DeepLabV3Plus
 from models.dry_run import freeze_unused
 from models.published import load_published
-from models.registry import unknown_name
 from models.unet import UNet
 from models.weights import NAMED_WEIGHTS, downloading, load_weights
 

@@ -8,10 +8,10 @@ from functools import partial
 import torchvision
 from torch import Tensor, nn
 
-from models.classification import IMAGENET
+from data.pixels import IMAGENET, PixelScaling
+from errors import unknown_name
 from models.dry_run import dry_run
 from models.published import load_published, wants_published
-from models.registry import unknown_name
 from models.syncbnnet import SYNCBNNET_SIZES, SyncBNNet
 from models.weights import NAMED_WEIGHTS, load_weights
 
@@ -88,12 +88,12 @@ def build_video_model(
     return model
 
 
-def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of RGB in [0, 1] with which `name` was trained.
+def pixel_scaling(name: str) -> PixelScaling:
+    """The scaling of pixels with which the video classifier `name` was trained.
 
     torchvision's networks differ. To the project's own it makes no difference.
     """
     if name not in TORCHVISION_MODELS:
         return IMAGENET
     preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    return tuple(preset.mean), tuple(preset.std)
+    return PixelScaling(tuple(preset.mean), tuple(preset.std))

@@ -4,23 +4,22 @@
     class and one box
 
 Every cell predicts a box by the offset of its centre from the cell's and by its size. Which cells
-learn an object is decided while training (models/task_aligned.py), so there are no anchor sizes to
+learn an object is decided by the loss, while training, so there are no anchor sizes to
 fit to a data set. The finest stride of 8 reaches objects of some 8 pixels; a level at stride 4
 would find smaller ones, at three times the cells and about twice the time of a step.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.pixels import IMAGENET
 from errors import UserError
-from models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from models.blocks import ConvBNAct, ResidualBlock
-from models.detector import Detections, DetectorLosses, select_detections
-from models.yolo_loss import yolo_losses
+from models.detector_output import Detections, DetectorLosses, select_detections
 
 STRIDES = (8, 16, 32)
 
@@ -124,10 +123,19 @@ class DecoupledHead(nn.Module):
 
 
 class Yolo(nn.Module):
-    """The detector over a backbone; models/detector.py says what goes in and out.
+    """The detector over a backbone; models/detector_output.py says what goes in and out.
 
     Its losses are to be divided by the global sum of `positives`, which is known only after the
-    forward pass. `backbone` needs a feature map at stride 8; the strides it lacks are added.
+    forward pass.
+
+    Args:
+        backbone: with a feature map at stride 8; the strides it lacks are added.
+        num_classes: K.
+        loss: called as `loss(logits, boxes, centers, strides, targets)` in the forward pass, with
+            logits (B, A, K), boxes (B, A, 4) in pixels, and each prediction's cell: centers (A, 2)
+            and strides (A,). None for a network that only detects.
+        width: channels of neck and heads.
+        depth: residual blocks in each block of the neck.
     """
 
     divides_by = "positives"
@@ -136,11 +144,13 @@ class Yolo(nn.Module):
         self,
         backbone: nn.Module,
         num_classes: int,
+        loss: Callable[..., DetectorLosses] | None = None,
         *,
         width: int = 48,
         depth: int = 1,
     ) -> None:
         super().__init__()
+        self.loss = loss
         self.levels = [backbone.strides.index(s) for s in STRIDES if s in backbone.strides]
         if STRIDES[0] not in backbone.strides:
             raise UserError(
@@ -155,7 +165,7 @@ class Yolo(nn.Module):
         self.heads = nn.ModuleList(DecoupledHead(width, num_classes) for _ in STRIDES)
         self.score_thresh, self.detections_per_img = 0.001, 100  # torchvision's names
         # Constants, which no weights file needs to hold.
-        rgb = torch.tensor([IMAGENET_MEAN, IMAGENET_STD])[:, :, None, None]
+        rgb = torch.tensor(IMAGENET)[:, :, None, None]
         self.register_buffer("mean", rgb[0], persistent=False)
         self.register_buffer("std", rgb[1], persistent=False)
 
@@ -180,7 +190,7 @@ class Yolo(nn.Module):
             boxes = decode(codes, centers, strides)
             if targets is None:
                 return self._select(boxes, logits, (height, width))
-            losses = yolo_losses(logits, boxes, centers, strides, targets)
+            losses = self.loss(logits, boxes, centers, strides, targets)
             return (losses, self._select(boxes, logits, (height, width))) if detect else losses
 
     def _select(self, boxes: Tensor, logits: Tensor, size: tuple[int, int]) -> list[Detections]:
@@ -227,11 +237,3 @@ def decode(codes: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
     center = centers + codes[..., :2] * unit
     half = codes[..., 2:].clamp(-8, 8).exp() * (START_SIZE / 2 * unit)
     return torch.cat([center - half, center + half], -1)
-
-
-def encode(boxes: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
-    """The inverse of `decode`, for boxes of some area."""
-    unit = strides.unsqueeze(-1)
-    low, high = boxes[..., :2], boxes[..., 2:]
-    shift = ((low + high) / 2 - centers) / unit
-    return torch.cat([shift, ((high - low) / (START_SIZE * unit)).log()], -1)

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from models.norm import (
+from norm import (
     SyncBatchNorm,
     average_running_stats,
     convert_norm,
@@ -29,8 +29,8 @@ from models.norm import (
     precise_bn,
     rank_disagreement,
 )
-from models.norm.convert import BatchNorm
-from models.norm.groups import Group, find_group, gather
+from norm.convert import BatchNorm
+from norm.groups import Group, find_group, gather
 
 CHECKS: dict[int, dict] = {2: {}, 3: {}, 4: {}}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}

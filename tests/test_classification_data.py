@@ -22,21 +22,21 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from data import synthetic
-from data.classification import sources
-from data.classification.check import survey
-from data.classification.dataset import (
+from data.decode import read_image
+from data.png import stored_png
+from data.stream import RankBatches, SampleStream
+from errors import UserError
+from tasks.classification import sources
+from tasks.classification.check import survey
+from tasks.classification.dataset import (
     ClassificationDataset,
     collate_eval,
     collate_train,
     load_classification,
 )
-from data.classification.mixing import Mixing, cutmix, mixup
-from data.classification.pictures import misclassified_picture
-from data.classification.transforms import FILL, eval_transform, train_transform
-from data.decode import read_image
-from data.png import stored_png
-from data.stream import RankBatches, SampleStream
-from errors import UserError
+from tasks.classification.figures import misclassified_picture
+from tasks.classification.mixing import Mixing, cutmix, mixup
+from tasks.classification.transforms import FILL, eval_transform, train_transform
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 

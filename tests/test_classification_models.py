@@ -17,10 +17,10 @@ from models.blocks import ConvBNAct, FactorizedConv, ResidualBlock
 from models.classification import CLASSIFICATION_MODELS, build_classification_model
 from models.dry_run import dry_run
 from models.lenet import LeNet
-from models.norm import convert_norm
-from models.norm.convert import family
 from models.syncbnnet import SyncBNNet
 from models.video import VIDEO_MODELS, SingleFrame, build_video_model
+from norm import convert_norm
+from norm.convert import family
 
 # A model of each kind: small, of torchvision and of timm, with and without BatchNorm.
 PICTURE_MODELS = {

@@ -9,7 +9,7 @@ from faster_coco_eval import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data.detection.coco_ap import PictureRecord, average_precision
+from tasks.detection.metrics import PictureRecord, average_precision
 
 CLASSES = ["cat", "dog", "never there"]
 SIZE = (240, 320)

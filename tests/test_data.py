@@ -16,21 +16,21 @@ from data import decode, synthetic
 from data.colors import IMAGENET_MEAN
 from data.decode import SampleError, read_image, read_mask
 from data.masks import IGNORE, MaskRule, default_colors
-from data.pictures import colorize, contact_sheet, legend, segmentation_panel
-from data.segmentation.check import survey
-from data.segmentation.dataset import (
+from errors import UserError
+from figures.sheet import colorize, contact_sheet, legend, segmentation_panel
+from tasks.segmentation.check import survey
+from tasks.segmentation.dataset import (
     SegmentationDataset,
     collate_eval,
     collate_train,
     load_segmentation,
 )
-from data.segmentation.transforms import (
+from tasks.segmentation.transforms import (
     ColorJitter,
     RandomScaledCrop,
     eval_transform,
     train_transform,
 )
-from errors import UserError
 
 # torchvision 0.29 announces the removal of its decoders; data/decode.py works without them too.
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")

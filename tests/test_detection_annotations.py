@@ -5,8 +5,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from data.detection.dataset import load_detection
 from errors import UserError
+from tasks.detection.dataset import load_detection
 from tests.coco_folder import write_coco
 from tests.test_detection_data import (
     POLYGON,

@@ -14,23 +14,23 @@ from torchvision import tv_tensors
 
 from data import synthetic
 from data.decode import SampleError
-from data.detection import instance_masks
-from data.detection.check import survey_detection
-from data.detection.dataset import (
+from data.png import stored_png
+from data.stream import SampleStream
+from errors import UserError
+from tasks.detection import instance_masks
+from tasks.detection.check import survey_detection
+from tasks.detection.dataset import (
     DetectionDataset,
     collate_eval,
     collate_train,
     load_detection,
     to_original,
 )
-from data.detection.geometry import Window, boxes_like, cut, letterbox
-from data.detection.mixing import copy_paste, jittered, mixup, mosaic
-from data.detection.pictures import contact_sheet, detection_panel, draw_objects, with_crowds
-from data.detection.pr_curves import pr_curves_picture
-from data.detection.transforms import eval_transform, train_transform
-from data.png import stored_png
-from data.stream import SampleStream
-from errors import UserError
+from tasks.detection.figures import contact_sheet, detection_panel, draw_objects, with_crowds
+from tasks.detection.geometry import Window, boxes_like, cut, letterbox
+from tasks.detection.mixing import copy_paste, jittered, mixup, mosaic
+from tasks.detection.pr_curves import pr_curves_picture
+from tasks.detection.transforms import eval_transform, train_transform
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 

@@ -14,13 +14,13 @@ from torchvision.ops import box_iou
 
 from errors import UserError
 from models.detection import DETECTION_MODELS, build_detection_model
-from models.detector import on_cpu, select_detections
-from models.norm import convert_norm
+from models.detector_output import on_cpu, select_detections
 from models.pyramid_detectors import JointTower
 from models.syncbnnet import SyncBNBackbone, SyncBNNet
-from models.task_aligned import assign
 from models.yolo import Yolo, cells, decode, encode
-from models.yolo_loss import complete_iou_loss, yolo_losses
+from norm import convert_norm
+from tasks.detection.assignment import assign
+from tasks.detection.loss import complete_iou_loss, yolo_losses
 
 TINY_TIMM = "timm/test_resnet"
 OVER_PYRAMID = ["fasterrcnn", "retinanet", "fcos"]

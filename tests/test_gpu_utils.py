@@ -16,7 +16,7 @@ from torch import nn
 
 import gpu_utils
 from gpu_utils import CudaMultiGPU, batch_size_hint, recommended_num_workers, usable_cores
-from models.norm import convert_norm
+from norm import convert_norm
 
 FILE = Path(gpu_utils.__file__)
 

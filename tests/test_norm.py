@@ -1,4 +1,4 @@
-"""models.norm in one process: conversion, choice, numerics, and what needs no second rank."""
+"""norm in one process: conversion, choice, numerics, and what needs no second rank."""
 
 import argparse
 import copy
@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from errors import UserError
-from models.norm import (
+from norm import (
     FrozenBatchNorm,
     SyncBatchNorm,
     average_running_stats,
@@ -24,7 +24,7 @@ from models.norm import (
     precise_bn,
     rank_disagreement,
 )
-from models.norm import layer as norm_layer
+from norm import layer as norm_layer
 
 ROOT = Path(__file__).parents[1]
 
@@ -148,7 +148,7 @@ def test_native_and_plain_kernels_agree(monkeypatch):
 
 TRITON_ON_CPU = """
 import torch
-from models.norm import fused_combine, kernels
+from norm import fused_combine, kernels
 for ranks, channels in ((2, 5), (3, 128), (4, 300)):
     for momentum in (0.1, None):
         for empty in ((), (1,), range(ranks)):

@@ -17,14 +17,14 @@ from torch.nn import functional as F
 from torchvision.models import resnet50
 
 import train_pipeline
-from data.pipeline import PipelineBatches, Share
 from data.stream import SampleStream
 from engine.options import parse
-from engine.pipeline import ideal_bubble
 from errors import UserError
 from models.classification import build_classification_model
-from models.pipeline import Stage, costs_of, cut_at, cut_evenly, units_of
 from models.syncbnnet import SyncBNNet
+from pipeline.batches import PipelineBatches, Share
+from pipeline.cut import Stage, costs_of, cut_at, cut_evenly, units_of
+from pipeline.schedule import ideal_bubble
 from tests.conftest import Run, accelerate, launched
 from train_pipeline import Options
 

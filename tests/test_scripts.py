@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_classification
-from data.classification.dataset import load_classification
 from errors import UserError
+from tasks.classification.dataset import load_classification
 from tests.conftest import Run, train_here
 
 

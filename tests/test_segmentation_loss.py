@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.segmentation_loss import (
+from tasks.segmentation.loss import (
     cross_entropy_sum,
     dice_sum,
     median_frequency_weights,

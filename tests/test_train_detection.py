@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import train_detection
-from data.detection.coco_ap import LIMITS
-from data.detection.dataset import DetectionData, load_detection
 from data.png import stored_png
 from errors import UserError
-from models.detector import DetectorLosses
+from models.detector_output import DetectorLosses
+from tasks.detection.dataset import DetectionData, load_detection
+from tasks.detection.metrics import LIMITS
 from tests.coco_folder import write_coco
 from tests.conftest import TINY
 
@@ -28,7 +28,7 @@ class Oracle(nn.Module):
     divides_by = "images"
 
     def forward(self, images: Tensor, targets: dict | None = None, detect: bool = False):
-        """What models/detector.py promises."""
+        """What models/detector_output.py promises."""
         if targets is None:
             nothing = torch.zeros(0)
             return [{"boxes": nothing.view(0, 4), "scores": nothing, "labels": nothing.long()}]

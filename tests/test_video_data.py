@@ -16,23 +16,23 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
 from benchmarks import video_decoding
-from data.confusion_picture import confusion_picture
 from data.decode import SampleError
-from data.video import synthetic as synthetic_video
-from data.video.check import survey_videos
-from data.video.clips import clip_numbers, is_short, segment
-from data.video.dataset import (
+from errors import UserError
+from figures.confusion import confusion_picture
+from tasks.video import synthetic as synthetic_video
+from tasks.video.check import survey_videos
+from tasks.video.clips import clip_numbers, is_short, segment
+from tasks.video.dataset import (
     ClipOptions,
     VideoDataset,
     collate_eval,
     collate_train,
     load_video,
 )
-from data.video.decode import open_video, torchcodec_decoder
-from data.video.pictures import film_sheet, film_strip
-from data.video.pyav import PyavVideo
-from data.video.transforms import EvalTransform, TrainTransform
-from errors import UserError
+from tasks.video.decoding.open import open_video, torchcodec_decoder
+from tasks.video.decoding.pyav import PyavVideo
+from tasks.video.figures import film_sheet, film_strip
+from tasks.video.transforms import EvalTransform, TrainTransform
 
 X264 = "libx264" in av.codecs_available
 KEEP = TrainTransform((32, 32), (32, 32), hflip=0)  # leaves videos of 32x32 as they are

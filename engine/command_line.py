@@ -1,0 +1,163 @@
+"""From the command line and recipe files to the options, and ``--help``."""
+
+import dataclasses
+import difflib
+import itertools
+import os
+import shutil
+import sys
+import textwrap
+import types
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from engine.options import GROUPS, CommonOptions, default_of
+from errors import UserError
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+Options = TypeVar("Options", bound=CommonOptions)
+
+HELP_WIDTH = 100
+
+
+def parse(options_class: type[Options], description: str, args: list[str] | None = None) -> Options:
+    """Read the options from the command line, over those of ``--config`` files.
+
+    ``--help`` prints the options in their groups and ends the process.
+
+    Args:
+        options_class: the script's dataclass; its fields become flags with underscores, booleans
+            ``--name`` and ``--no_name``.
+        description: what ``--help`` begins with.
+        args: the command line (default: ``sys.argv[1:]``).
+
+    Raises:
+        UserError: an unknown option, a value of the wrong type or out of range, a missing or
+            malformed file.
+    """
+    words = sys.argv[1:] if args is None else args
+    script = os.path.basename(sys.argv[0])
+    if "--help" in words or "-h" in words:
+        print(help_text(options_class, description, script))
+        sys.exit(0)
+    import jsonargparse  # here, since it takes longer than all of --help
+    import yaml
+
+    parser = jsonargparse.ArgumentParser(prog=script, exit_on_error=False, default_env=False)
+    parser.add_argument("--config", action="config")
+    _add_fields(parser, options_class)
+    words = _join_lists(words, options_class)
+    _check_config_files(words)
+    try:
+        values = parser.parse_args(words)
+    except (jsonargparse.ArgumentError, yaml.YAMLError, ValueError, TypeError) as error:
+        raise UserError(_explain(error, options_class, script)) from None
+    values.pop("config", None)
+    options = options_class(**vars(values))
+    options.check()
+    return options
+
+
+def help_text(options_class: type[CommonOptions], description: str, script: str) -> str:
+    """What ``--help`` prints: every option with its choices, meaning and default, by group."""
+    width = min(HELP_WIDTH, shutil.get_terminal_size((HELP_WIDTH, 24)).columns)
+    lines = [f"usage: {script} [--option value ...]", "", description.strip()]
+    lines += ["", "files", *_entry("--config FILE", "options as YAML; flags override it", width)]
+    types_of = get_type_hints(options_class)
+    for group in GROUPS:
+        fields = [f for f in dataclasses.fields(options_class) if f.metadata["group"] == group]
+        lines += ["", group] if fields else []
+        for field in fields:
+            default, datasets = default_of(field), field.metadata["datasets"]
+            text = f"{', '.join(datasets)}: " if datasets else ""
+            text += field.metadata["help"]
+            if default not in (None, False, ""):
+                text += f" [{_shown(default)}]"
+            flag = f"--{'no_' if default is True else ''}{field.name}"
+            values = _values(types_of[field.name], field.metadata["length"] or 1)
+            lines += _entry(f"{flag} {values}".rstrip(), text, width)
+    return "\n".join(lines)
+
+
+def _entry(left: str, text: str, width: int, column: int = 30) -> list[str]:
+    """A flag and its meaning, in two columns, or below each other where the flag is long."""
+    wrapped = textwrap.wrap(text, width - column)
+    if len(left) + 4 > column:
+        return [f"  {left}", *(" " * column + line for line in wrapped)]
+    return [f"  {left}".ljust(column) + wrapped[0], *(" " * column + line for line in wrapped[1:])]
+
+
+def _values(kind: Any, length: int) -> str:
+    """What a flag takes: its choices, or the kind of value, once per entry of a list."""
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) in (Union, types.UnionType):
+        kinds = [part for part in get_args(kind) if part is not type(None)]
+        return "|".join(_values(part, length) for part in kinds)
+    if get_origin(kind) is list:
+        (entry,) = get_args(kind)
+        return " ".join([_values(entry, 1)] * length) + (" ..." if length == 1 else "")
+    return {bool: "", int: "N", float: "X", str: "TEXT"}[kind]
+
+
+def _shown(default: Any) -> str:
+    if default is True:
+        return "on"
+    return " ".join(map(str, default)) if isinstance(default, list) else str(default)
+
+
+def _join_lists(words: list[str], options_class: type) -> list[str]:
+    """``--crop_size 96 96`` as ``--crop_size=[96,96]``; shells want the brackets quoted."""
+    types_of = get_type_hints(options_class)
+    lists = {f"--{name}" for name, kind in types_of.items() if "list[" in str(kind)}
+    joined: list[str] = []
+    while words:
+        word, *words = words
+        values = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
+        if word in lists and len(values) > 1:
+            word, words = f"{word}=[{','.join(values)}]", words[len(values) :]
+        joined.append(word)
+    return joined
+
+
+def _check_config_files(words: list[str]) -> None:
+    """Refuse what can't be a file of options, naming it; jsonargparse names only its contents."""
+    for word, following in itertools.pairwise([*words, ""]):
+        if word == "--config" or word.startswith("--config="):
+            path = word.partition("=")[2] or following
+            try:
+                with open(path, encoding="utf-8") as file:
+                    file.read()
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "it is not text"
+                raise UserError(f"--config {path} can't be read: {reason}.") from None
+
+
+def _add_fields(parser: "jsonargparse.ArgumentParser", options_class: type) -> None:
+    import jsonargparse
+
+    types_of = get_type_hints(options_class)
+    for field in dataclasses.fields(options_class):
+        settings: dict[str, Any] = {"default": default_of(field)}
+        if types_of[field.name] is bool:
+            settings["action"] = jsonargparse.ActionYesNo(yes_prefix="", no_prefix="no_")
+            settings["nargs"] = "?"
+        else:
+            settings["type"] = types_of[field.name]
+        parser.add_argument(f"--{field.name}", **settings)
+
+
+def _explain(error: Exception, options_class: type, script: str) -> str:
+    """The parser's message as one sentence; names similar options where one is unknown."""
+    message = " ".join(str(error).split())
+    names = [field.name for field in dataclasses.fields(options_class)] + ["config"]
+    for word in message.replace('"', " ").replace("'", " ").replace(":", " ").split():
+        key = word.lstrip("-").split("=")[0].rstrip(".,")
+        unknown = word.startswith("--") or "nrecognized" in message or "not accept" in message
+        if unknown and key not in names and key.isidentifier():
+            near = difflib.get_close_matches(key, names, n=3)
+            if near or word.startswith("--"):
+                hint = f"did you mean {' or '.join('--' + n for n in near)}?" if near else ""
+                return f"{script}: unknown option {key!r}; {hint or 'see --help.'}"
+    return f"{script}: {message}"

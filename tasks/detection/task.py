@@ -1,0 +1,176 @@
+"""Detection as the engine sees it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.plan import Plan
+from engine.task import Batch, Evaluation, Losses, Tally, Task, compute_dtype, evenly_spaced_samples
+from figures.sheet import contact_sheet
+from models.detection import build_detection_model
+from models.detector_output import on_cpu
+from tasks.detection import instance_masks
+from tasks.detection.batches import collate_eval, collate_train
+from tasks.detection.dataset import EvalDataset, Reader, TrainDataset
+from tasks.detection.figures import detection_panel, with_crowds
+from tasks.detection.geometry import to_original
+from tasks.detection.loss import yolo_losses
+from tasks.detection.metrics import ImageRecord, Precision, average_precision
+from tasks.detection.options import DetectionOptions
+from tasks.detection.pr_curves import pr_curves_figure
+from tasks.detection.rows import DetectionData
+from tasks.detection.transforms import EvalTransform, TrainTransform
+
+
+class Detection(Task):
+    """A box, a class and with some models a mask for every object of an image.
+
+    Args:
+        options: the script's options.
+        data: the data set.
+        plan: the run's arithmetic; it tells when mosaics end.
+        device: on which batches are computed.
+    """
+
+    name = "detection"
+    best_metric = "ap"
+    collate_train = staticmethod(collate_train)
+    collate_eval = staticmethod(collate_eval)
+
+    def __init__(
+        self, options: DetectionOptions, data: DetectionData, plan: Plan, device: torch.device
+    ) -> None:
+        self.options, self.data, self.device = options, data, device
+        size, masks = tuple(options.image_size), options.has_masks
+        augment = TrainTransform(
+            size,
+            scale_range=tuple(options.scale_range),
+            hflip=options.hflip,
+            color_jitter=tuple(options.color_jitter),
+            iou_crop=options.iou_crop,
+            mosaic=options.mosaic,
+            mixup=options.mixup,
+            copy_paste=options.copy_paste,
+            mosaic_until=round(plan.total_samples * (1 - options.close_mosaic)),
+        )
+        reader = Reader(data.train, masks or options.copy_paste > 0)
+        self.train_data = TrainDataset(reader, augment, options.seed, masks)
+        self.val_data = EvalDataset(Reader(data.val, masks), EvalTransform(size), masks)
+        self.description = {"classes": data.classes}
+        self.dtype = compute_dtype(options.double)
+
+    def build_model(self) -> nn.Module:
+        """The network; models/detector_output.py says what goes in and comes out."""
+        options = self.options
+        return build_detection_model(
+            options.model,
+            len(self.data.classes),
+            backbone=options.backbone,
+            weights=options.weights,
+            trainable_layers=options.trainable_layers,
+            image_size=tuple(options.image_size),
+            class_names=self.data.classes,
+            yolo_loss=yolo_losses,
+            max_detections=options.max_detections,
+        )
+
+    def to_device(self, batch: dict[str, Any]) -> Batch:
+        """Image to float (B, 3, H, W) from 0 to 1, targets as they are; the truth stays."""
+        moved = {
+            name: batch[name].to(self.device, non_blocking=True)
+            for name in ("image", "boxes", "labels", "masks")
+            if name in batch
+        }
+        image = moved["image"].to(self.dtype) / 255
+        if self.options.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        return batch | moved | {"image": image, "boxes": moved["boxes"].to(self.dtype)}
+
+    def losses(self, model: nn.Module, batch: Batch, denominators: dict[str, Tensor]) -> Losses:
+        """The detector's own parts, per positive where the detector counts those, or per image.
+
+        Which predictions are positive shows in the forward pass only, so that division is left to
+        the engine.
+        """
+        detector = getattr(model, "module", model)  # without DDP around it
+        parts, positives = model(batch["image"], _targets(batch))
+        counts = {"objects": (batch["labels"] >= 0).sum()}
+        if detector.divides_by == "positives":
+            return Losses(parts, counts | {"positives": positives}, divide_by="positives")
+        images = denominators["images"]
+        return Losses({name: part / images for name, part in parts.items()}, counts)
+
+    def evaluate(self, model: nn.Module, batches: Iterator[dict[str, Any]]) -> Tally:
+        """The loss and its denominator as sums; of every image what is in it and was found."""
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        sums = {"loss": zero.clone(), "denominator": zero.clone()}
+        records = []
+        for batch in map(self.to_device, batches):
+            # Two-stage detectors compute their loss on proposals drawn at random.
+            torch.manual_seed(int(batch["index"][0]))
+            losses, found = model(batch["image"], _targets(batch), detect=True)
+            sums["loss"] += sum(losses.parts.values())
+            by_positives = model.divides_by == "positives"
+            sums["denominator"] += losses.positives if by_positives else len(batch["image"])
+            records += [self._record(batch, *each) for each in enumerate(on_cpu(found))]
+        return Tally(sums, records)
+
+    def _record(self, batch: dict[str, Any], number: int, found: dict[str, Tensor]) -> ImageRecord:
+        """What was found in one image of a batch, in the pixels of the original image."""
+        meta = {name: batch[name][number] for name in ("size", "scale", "offset")}
+        boxes = to_original(found["boxes"], meta)
+        rles = None
+        if "masks" in found:
+            pairs = zip(found["masks"].cpu(), boxes, strict=True)
+            rles = [instance_masks.encode_original(mask, box, meta) for mask, box in pairs]
+        boxes[:, 2:] -= boxes[:, :2]
+        return ImageRecord(
+            index=int(batch["index"][number]),
+            size=tuple(meta["size"].tolist()),
+            truth=batch["truth"][number],
+            boxes=boxes.numpy(),
+            scores=found["scores"].double().numpy(),
+            labels=found["labels"].numpy(),
+            rles=rles,
+        )
+
+    def score(self, sums: dict[str, Tensor], records: list[ImageRecord]) -> Evaluation:
+        """COCO's average precision and recall, per class too, of masks too; the loss."""
+        classes = self.data.classes
+        precision = average_precision(records, classes)
+        masks = {}
+        if self.options.has_masks:
+            found = average_precision(records, classes, "segm").metrics
+            masks = {f"mask_{name}": value for name, value in found.items()}
+        metrics = {
+            **precision.metrics,
+            **masks,
+            "loss": (sums["loss"] / sums["denominator"].clamp(min=1)).item(),
+            **{f"ap/{name}": value for name, value in precision.ap_per_class.items()},
+            **{f"ap50/{name}": value for name, value in precision.ap50_per_class.items()},
+        }
+        return Evaluation(metrics, details=precision)
+
+    def figures(self, model: nn.Module, details: Precision) -> dict[str, Tensor]:
+        """The same validation images every time, truth beside detections; the newest curves."""
+        names = self.data.classes, self.data.colors
+        figures = {}
+        if details.curves:
+            colors = dict(zip(*names, strict=True))
+            figures["precision_recall"] = pr_curves_figure(
+                details.curves, details.ap50_per_class, colors
+            )
+        panels = []
+        for sample in evenly_spaced_samples(self.val_data, self.options.pictures):
+            (found,) = on_cpu(model(self.to_device(collate_eval([sample]))["image"]))
+            score = self.options.picture_score
+            panels.append(
+                detection_panel(sample["image"], with_crowds(sample), found, *names, score)
+            )
+        return figures | ({"predictions": contact_sheet(panels, *names)} if panels else {})
+
+
+def _targets(batch: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: batch[name] for name in ("boxes", "labels", "masks") if name in batch}

@@ -1,0 +1,158 @@
+"""Segmentation samples: read from a table of rows, augmented for training, and batched."""
+
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.data import Dataset, default_collate
+from torchvision import tv_tensors
+
+from data.decode import SampleError, cell_name, read_image, read_mask
+from data.masks import MaskRule, UnknownValueError
+from data.stream import SampleKey, sample_randomness
+
+
+class Reader:
+    """The images and masks of a split, as they are stored.
+
+    Args:
+        rows: with the columns image and annotation.
+        rule: maps a decoded mask to class ids.
+    """
+
+    def __init__(self, rows: datasets.Dataset, rule: MaskRule) -> None:
+        self.rows, self.rule = rows, rule
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image uint8 (3, H, W) and mask uint8 (H, W) of class ids, 255 where ignored.
+
+        Raises:
+            SampleError: one can't be decoded, they differ in size, or the mask holds a value that
+                is no class.
+        """
+        row = self.rows[index]
+        image_name, mask_name = _names(row, index)
+        image, mask = read_image(row["image"], image_name), self._mask(row, mask_name)
+        if mask.shape != image.shape[1:]:
+            raise SampleError(
+                f"Mask {mask_name} is {mask.shape[1]}x{mask.shape[0]} pixels but its image "
+                f"{image_name} is {image.shape[2]}x{image.shape[1]}: make them the same size, or "
+                "remove both."
+            )
+        return image, mask
+
+    def read_mask(self, index: int) -> torch.Tensor:
+        """The mask alone, uint8 (H, W) of class ids, 255 where ignored.
+
+        Raises:
+            SampleError: it can't be decoded, or holds a value that is no class.
+        """
+        row = self.rows[index]
+        return self._mask(row, _names(row, index)[1])
+
+    def _mask(self, row: dict[str, Any], mask_name: str) -> torch.Tensor:
+        stored = read_mask(row["annotation"], mask_name)
+        try:
+            return self.rule(stored)
+        except UnknownValueError as error:
+            raise SampleError(
+                f"Mask {mask_name} holds {error}, which is none of the data set's "
+                f"{self.rule.num_classes} classes: correct the mask or the list of classes."
+            ) from None
+
+    def name(self, index: int) -> str:
+        """The image's file, or the sample's number where there is no file."""
+        return _names(self.rows[index], index)[0]
+
+
+def _names(row: dict, index: int) -> tuple[str, str]:
+    image = cell_name(row["image"], f"image of sample {index}")
+    return image, cell_name(row["annotation"], f"of sample {index}")
+
+
+class TrainDataset(Dataset):
+    """Augmented samples; a sample's random state is its own.
+
+    Args:
+        reader: of the training split.
+        transform: of (tv_tensors.Image, tv_tensors.Mask), random from torch's generator alone.
+        seed: the run's seed.
+    """
+
+    def __init__(self, reader: Reader, transform: Callable[..., Any], seed: int) -> None:
+        self.reader, self.transform, self.seed = reader, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
+        """A sample of the stream.
+
+        Returns:
+            {"image": uint8 (3, H, W), "mask": uint8 (H, W) of class ids or 255}.
+
+        Raises:
+            SampleError: the sample can't be used; the message names the file.
+        """
+        image, mask = self.reader.read(key.index)
+        with sample_randomness(self.seed, key):
+            image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        return {
+            "image": image.as_subclass(torch.Tensor),
+            "mask": mask.as_subclass(torch.Tensor),
+        }
+
+    def name(self, index: int) -> str:
+        """The image's file."""
+        return self.reader.name(index)
+
+
+class EvalDataset(Dataset):
+    """Samples as they are scored: the image resized, the mask at its own resolution.
+
+    Args:
+        reader: of the validation split.
+        transform: of an image uint8 (3, H, W).
+    """
+
+    def __init__(self, reader: Reader, transform: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.reader, self.transform = reader, transform
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """The sample of a number.
+
+        Returns:
+            {"image": uint8 (3, h, w), "mask": uint8 (H, W) of class ids or 255}.
+
+        Raises:
+            SampleError: the sample can't be used; the message names the file.
+        """
+        image, mask = self.reader.read(index)
+        return {"image": self.transform(image), "mask": mask}
+
+
+def collate_train(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Stack samples of one size.
+
+    Returns:
+        {"image": uint8 (B, 3, H, W), "mask": uint8 (B, H, W)}.
+    """
+    return default_collate(samples)  # in a worker it stacks right into shared memory
+
+
+def collate_eval(samples: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    """Group samples by size and stack each group, in the order in which the sizes appear.
+
+    Every image is then evaluated at its own size, unpadded and unscaled.
+    """
+    groups: dict[tuple, list[dict[str, torch.Tensor]]] = {}
+    for sample in samples:
+        groups.setdefault((sample["image"].shape, sample["mask"].shape), []).append(sample)
+    return [default_collate(group) for group in groups.values()]

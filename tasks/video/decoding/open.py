@@ -1,0 +1,124 @@
+"""Videos as numbered frames: files through PyAV or torchcodec, and folders of pictures.
+
+A video is a cell of a ``datasets.Video(decode=False)`` column: ``{"path": str, "bytes": bytes}``,
+of which one may be None; the path of a folder is a video whose frames are pictures.
+
+PyAV is the default. It brings its own FFmpeg, while torchcodec looks for the system's; and of AVI
+files with B-frames, of which UCF101 has many, and of MPEG streams torchcodec 0.17 returned other
+frames than asked for, or an error. It is therefore used for MP4, Matroska and WebM only, where it
+returns exactly the same: choosing a decoder never changes a clip.
+"""
+
+import functools
+import io
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.decode import Cell, SampleError, read_image
+from data.sources import PICTURES
+from errors import UserError
+from tasks.video.decoding.base import Video, broken
+from tasks.video.decoding.pyav import PyavVideo
+
+# Folders of frames don't say how fast they were filmed; only `fps` and `start`, `end` need it.
+FOLDER_RATE = 25.0
+EXACT_IN_TORCHCODEC = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+CHUNK = 8  # frames that torchcodec decodes at a time at full size
+
+
+# Opens a cell of the column video, given a name for messages and a decoder.
+Opener = Callable[[Cell, str, str], Video]
+
+
+def open_video(cell: Cell | None, name: str, decoder: str = "auto") -> Video:
+    """Open a video file, the bytes of one, or a folder of frames.
+
+    Args:
+        cell: path or bytes.
+        name: what a message calls the video.
+        decoder: pyav, torchcodec (for the containers in which it is exact), or auto: pyav.
+
+    Raises:
+        SampleError: it is missing, or no video; the message names it.
+        UserError: torchcodec was asked for and can't be loaded.
+    """
+    if not cell or (cell["path"] is None and cell["bytes"] is None):
+        raise SampleError(f"{name} holds no video: add one, or remove the sample.")
+    if cell["bytes"] is None and Path(cell["path"]).is_dir():
+        return FrameFolder(Path(cell["path"]))
+    source = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
+    video = PyavVideo(source, name)
+    if decoder != "torchcodec" or video.kind not in EXACT_IN_TORCHCODEC:
+        return video
+    with video:
+        return TorchcodecVideo(cell, name, video.times)
+
+
+class FrameFolder(Video):
+    """A folder of pictures, one per frame, in the order of the numbers in their names."""
+
+    def __init__(self, folder: Path) -> None:
+        files = (path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+        self.files = sorted((p for p in files if not p.name.startswith(".")), key=_by_numbers)
+        if not self.files:
+            raise SampleError(f"{folder} holds no frames: put pictures into it, or remove it.")
+        self.times = np.arange(len(self.files)) / FOLDER_RATE
+
+    def pictures(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
+        """Decode the pictures of these frames."""
+        for path in (str(self.files[number]) for number in numbers):
+            yield read_image({"path": path, "bytes": None}, path)
+
+
+def _by_numbers(path: Path) -> list[tuple[int, str]]:
+    """A key that sorts frame10 after frame9."""
+    return [(int(digits or 0), text) for text, digits in re.findall(r"(\D*)(\d*)", path.stem)]
+
+
+class TorchcodecVideo(Video):
+    """A file decoded by torchcodec, its frames numbered and timed as PyAV does.
+
+    Args:
+        cell: path or bytes.
+        name: what a message calls the video.
+        times: when the frames are shown.
+    """
+
+    def __init__(self, cell: Cell, name: str, times: np.ndarray) -> None:
+        decoder = torchcodec_decoder()
+        self.name, self.times = name, times
+        source = cell["path"] if cell["bytes"] is None else cell["bytes"]
+        try:
+            self.decoder = decoder(source, num_ffmpeg_threads=1)
+        except Exception as error:
+            raise broken(name, error) from None
+
+    def pictures(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
+        """Decode these frames, a few at a time."""
+        for first in range(0, len(numbers), CHUNK):
+            try:
+                frames = self.decoder.get_frames_at(numbers[first : first + CHUNK].tolist()).data
+            except Exception as error:  # RuntimeError or IndexError, as far as was seen
+                raise broken(self.name, error) from None
+            yield from frames
+
+
+@functools.cache
+def torchcodec_decoder() -> type:
+    """torchcodec's VideoDecoder.
+
+    Raises:
+        UserError: torchcodec isn't installed, or doesn't find the FFmpeg it needs.
+    """
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except Exception as error:  # RuntimeError where FFmpeg is missing
+        why = "is not installed" if isinstance(error, ImportError) else "doesn't find its FFmpeg"
+        raise UserError(
+            f"torchcodec {why}: install it and FFmpeg, or decode with pyav instead."
+        ) from None
+    return VideoDecoder

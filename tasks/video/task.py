@@ -1,0 +1,124 @@
+"""Video classification as the engine sees it."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from engine.plan import Plan
+from engine.task import Batch, Evaluation, Losses, Tally, Task, compute_dtype, evenly_spaced_samples
+from figures.confusion import confusion_figure
+from models.video import build_video_model, pixel_scaling
+from tasks.classification.loss import cross_entropy_sum
+from tasks.classification.metrics import ClassCounts, class_metrics
+from tasks.video.clips import ClipOptions
+from tasks.video.dataset import EvalDataset, Reader, TrainDataset, collate
+from tasks.video.figures import film_sheet, film_strip
+from tasks.video.options import VideoOptions
+from tasks.video.sources import VideoData
+from tasks.video.transforms import EvalTransform, TrainTransform
+
+
+class VideoClassification(Task):
+    """A class for every video.
+
+    Args:
+        options: the script's options.
+        data: the data set.
+        plan: the run's arithmetic.
+        device: on which batches are computed.
+
+    Raises:
+        UserError: the windows don't fit into the resized frames.
+    """
+
+    name = "video"
+    best_metric = "top1"
+    collate_train = staticmethod(collate)
+    collate_eval = staticmethod(collate)
+
+    def __init__(
+        self, options: VideoOptions, data: VideoData, plan: Plan, device: torch.device
+    ) -> None:
+        self.options, self.data, self.device = options, data, device
+        self.batch_size = plan.batch_size
+        clip = ClipOptions.of(options)
+        size = tuple(options.crop_size)
+        augment = TrainTransform(
+            size,
+            short_side=tuple(options.short_side),
+            area=options.crop_area and tuple(options.crop_area),
+            hflip=options.hflip,
+            color_jitter=tuple(options.color_jitter),
+        )
+        windows = EvalTransform(options.eval_short_side, size, options.eval_crops)
+        train, val = (Reader(rows, data.open, options.decoder) for rows in (data.train, data.val))
+        self.train_data = TrainDataset(train, clip, augment, options.seed)
+        self.val_data = EvalDataset(val, clip, windows)
+        self.description = {"classes": data.classes}
+        self.dtype = compute_dtype(options.double)
+        scaling = pixel_scaling(options.model)
+        self.mean, self.std = scaling.of_bytes(self.dtype, device, dims=3)
+
+    def build_model(self) -> nn.Module:
+        """The network; every one maps clips (B, 3, T, H, W) to logits (B, K)."""
+        return build_video_model(
+            self.options.model,
+            len(self.data.classes),
+            weights=self.options.weights,
+            clip_size=(self.options.clip_frames, *self.options.crop_size),
+        )
+
+    def to_device(self, batch: dict[str, Tensor]) -> Batch:
+        """Video to float clips (B, 3, T, H, W) with scaled pixels, the rest as it is.
+
+        The clips of an evaluation, (B, views, T, 3, H, W), follow each other in one batch.
+        """
+        moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        clips = moved["video"].flatten(0, -5).transpose(1, 2)
+        clips = clips.to(self.dtype).sub_(self.mean).div_(self.std)  # in place: clips are large
+        if self.options.channels_last:
+            clips = clips.contiguous(memory_format=torch.channels_last_3d)
+        return moved | {"video": clips}
+
+    def losses(self, model: nn.Module, batch: Batch, denominators: dict[str, Tensor]) -> Losses:
+        """Cross entropy per clip; counts the clips whose videos are too short for them."""
+        loss = cross_entropy_sum(model(batch["video"]), batch, self.options.label_smoothing)
+        counts = {"looped": batch["looped"].sum()}
+        return Losses({"ce": loss / denominators["images"]}, counts)
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Probabilities (B, views, K); as many clips at a time as in a training batch."""
+        parts = batch["video"].split(self.batch_size)
+        logits = torch.cat([model(part) for part in parts]).to(self.dtype)
+        return logits.softmax(1).unflatten(0, (len(batch["label"]), -1))
+
+    def evaluate(self, model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> Tally:
+        """Counts for the metrics of videos, whose views are averaged, and of single clips."""
+        classes = len(self.data.classes)
+        videos, clips = ClassCounts(classes, self.device), ClassCounts(classes, self.device)
+        for batch in map(self.to_device, batches):
+            probabilities, labels = self.predict(model, batch), batch["label"]
+            videos.add(probabilities.mean(1), labels)
+            clips.add(probabilities.flatten(0, 1), labels.repeat_interleave(probabilities.shape[1]))
+        return Tally(videos.sums | {f"clip_{name}": value for name, value in clips.sums.items()})
+
+    def score(self, sums: dict[str, Tensor], records: list) -> Evaluation:
+        """The metrics of videos, and the same of clips where a video has several."""
+        metrics = class_metrics(sums, self.data.classes)
+        if self.options.eval_clips * self.options.eval_crops > 1:
+            clips = {name: sums[f"clip_{name}"] for name in ("confusion", "top5", "loss")}
+            of_clips = class_metrics(clips, self.data.classes)
+            metrics |= {f"clip_{name}": of_clips[name] for name in of_clips if "top" in name}
+        return Evaluation(metrics, details=sums["confusion"])
+
+    def figures(self, model: nn.Module, details: Tensor) -> dict[str, Tensor]:
+        """The confusion matrix, and the same validation clips every time with predictions."""
+        figures = {"confusion": confusion_figure(details, self.data.classes)}
+        strips = []
+        for sample in evenly_spaced_samples(self.val_data, self.options.pictures):
+            batch = self.to_device(collate([sample]))
+            best, guess = self.predict(model, batch)[0].mean(0).max(0)
+            names = self.data.classes[sample["label"]], self.data.classes[int(guess)]
+            strips.append(film_strip(sample["video"][0], *names, float(best)))
+        return figures | ({"predictions": film_sheet(strips)} if strips else {})
