@@ -1,6 +1,6 @@
 """The detection models by name: `build_detection_model("yolo_nano", num_classes=6)`.
 
-models/detector_output.py says what goes into every one of them and what comes out.
+models.detector_interface.py says what goes into every one of them and what comes out.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from errors import UserError, unknown_name
 from models.backbones import build_backbone
-from models.detector_output import DetectorLosses
+from models.detector_interface import DetectorLosses
 from models.dry_run import freeze_unused
 from models.pyramid_detectors import build_faster_rcnn, build_fcos, build_retinanet
 from models.syncbnnet import SyncBNBackbone

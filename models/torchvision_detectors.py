@@ -1,4 +1,4 @@
-"""torchvision's detectors behind the interface of models/detector_output.py, and their weights.
+"""torchvision's detectors behind the interface of models.detector_interface.py, and their weights.
 
 torchvision takes a list of pictures and returns either losses or detections, by its mode. Here the
 targets decide, so that a validation loss needs no other mode. The parts keep their names: weights
@@ -26,13 +26,13 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from errors import UserError
-from models.detector_output import Detections, DetectorLosses
+from models.detector_interface import Detections, DetectorLosses
 from models.pretrained_heads import BACKGROUND, HEADS, replace_heads
 from models.weights import downloading
 
 
 class _Adapter:
-    """Mixed into a torchvision detector: the interface of models/detector_output.py.
+    """Mixed into a torchvision detector: the interface of models.detector_interface.py.
 
     torchvision returns means over the batch. They are multiplied by the number of pictures and to
     be divided by the global one. That equals the loss of the global batch where each picture's

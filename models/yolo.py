@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from data.pixels import IMAGENET
 from errors import UserError
 from models.blocks import ConvBNAct, ResidualBlock
-from models.detector_output import Detections, DetectorLosses, select_detections
+from models.detector_interface import Detections, DetectorLosses, select_detections
 
 STRIDES = (8, 16, 32)
 
@@ -123,7 +123,7 @@ class DecoupledHead(nn.Module):
 
 
 class Yolo(nn.Module):
-    """The detector over a backbone; models/detector_output.py says what goes in and out.
+    """The detector over a backbone; models.detector_interface.py says what goes in and out.
 
     Its losses are to be divided by the global sum of `positives`, which is known only after the
     forward pass.

@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 
 from errors import UserError
 from models.detection import DETECTION_MODELS, build_detection_model
-from models.detector_output import on_cpu, select_detections
+from models.detector_interface import on_cpu, select_detections
 from models.pyramid_detectors import JointTower
 from models.syncbnnet import SyncBNBackbone, SyncBNNet
 from models.yolo import Yolo, cells, decode, encode

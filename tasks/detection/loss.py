@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.detector_output import DetectorLosses
+from models.detector_interface import DetectorLosses
 from tasks.detection.assignment import assign
 
 BOX_WEIGHT = 2.5  # of the box loss against the classification's, as in arXiv:2203.16250

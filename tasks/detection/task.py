@@ -10,7 +10,7 @@ from engine.plan import Plan
 from engine.task import Batch, Evaluation, Losses, Tally, Task, compute_dtype, evenly_spaced_samples
 from figures.sheet import contact_sheet
 from models.detection import build_detection_model
-from models.detector_output import on_cpu
+from models.detector_interface import on_cpu
 from tasks.detection import instance_masks
 from tasks.detection.batches import collate_eval, collate_train
 from tasks.detection.dataset import EvalDataset, Reader, TrainDataset
@@ -55,14 +55,14 @@ class Detection(Task):
             copy_paste=options.copy_paste,
             mosaic_until=round(plan.total_samples * (1 - options.close_mosaic)),
         )
-        reader = Reader(data.train, masks or options.copy_paste > 0)
+        reader = Reader(data.train, options.needs_masks)
         self.train_data = TrainDataset(reader, augment, options.seed, masks)
         self.val_data = EvalDataset(Reader(data.val, masks), EvalTransform(size), masks)
         self.description = {"classes": data.classes}
         self.dtype = compute_dtype(options.double)
 
     def build_model(self) -> nn.Module:
-        """The network; models/detector_output.py says what goes in and comes out."""
+        """The network; models.detector_interface.py says what goes in and comes out."""
         options = self.options
         return build_detection_model(
             options.model,
