@@ -19,26 +19,25 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
 from data.stream import SampleStream
 from engine.checkpoint import weights_bytes
-from engine.collectives import sum_over_processes
 from engine.evaluation import Evaluator
 from engine.launch import close
 from engine.loaders import Loading, count_workers, stop_workers, train_batches
-from engine.loss_buffer import LossBuffer, StepRecord, StepSums
+from engine.loss_buffer import LossBuffer, StepRecord
 from engine.optim import all_finite, create_ema, create_optimizer, lr_schedule
 from engine.options import TrainingOptions
 from engine.plan import Plan
-from engine.randomness import seed_step
 from engine.report import Report, Stopwatch, peak_memory_bytes, profiler
-from engine.resume import Progress, State, claim_folder, find_checkpoint, read_checkpoint
+from engine.resume import claim_folder, find_checkpoint, read_checkpoint
 from engine.run_folder import write_atomically
+from engine.state import Progress, State
+from engine.step import OptimizerStep
 from engine.stop import StopRequest
-from engine.task import Batch, Losses, Task
+from engine.task import Batch, Task
 from errors import UserError
 from models.weights import NAMED_WEIGHTS, refuse_incomplete
 from norm import (
@@ -119,7 +118,8 @@ class Trainer:
 
         if options.compile:
             model.compile()
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        wrapped, optimizer = accelerator.prepare(model, optimizer)
+        self.step = OptimizerStep(accelerator, task, wrapped, optimizer, self.state, plan, options)
 
         if self.folder and not options.eval_only:
             self.folder.write_options(options)
@@ -137,9 +137,6 @@ class Trainer:
             self.report.say(f"Continuing from {checkpoint}.")
         self.stop.install()
         self.losses = LossBuffer()
-        self.images = torch.tensor(
-            plan.global_batch_size, dtype=torch.float64, device=accelerator.device
-        )
         self.total, self.lap = Stopwatch(), Stopwatch()
         self.disagreement: Disagreement | None = None
 
@@ -196,60 +193,22 @@ class Trainer:
 
     def _train_step(self) -> None:
         """One optimizer step; nothing in it waits for the device."""
-        accelerator, plan = self.accelerator, self.plan
-        step = self.state.progress.step
+        progress, plan = self.state.progress, self.plan
+        step = progress.step
         micro_batches = [self._next_batch() for _ in range(plan.grad_accum)]
-        denominators = self._denominators(micro_batches)
-        seed_step(self.options.seed, step, accelerator.process_index)
-
-        self.model.train()
-        sums = StepSums()
-        for number, batch in enumerate(micro_batches, start=1):
-            is_last = number == plan.grad_accum
-            sync = contextlib.nullcontext() if is_last else accelerator.no_sync(self.model)
-            with sync, self._probe() if is_last else contextlib.nullcontext():
-                losses = self._forward(batch, denominators)
-                # DDP averages the gradients of the processes; their shares must be added.
-                accelerator.backward(sum(losses.parts.values()) * plan.num_processes)
-            sums.add(losses)
-        values = sums.over_processes(self.model, self.stop.signum)
-
-        progress = self.state.progress
         progress.step += 1
-        grad_norm = None
-        if self.options.clip_grad or self._log_due() or self._save_due():
-            largest = self.options.clip_grad or math.inf
-            grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), largest)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.state.ema:
-            self.state.ema.update(self.state.model, progress.step)
-
-        self.losses.add(progress.step, sums, values, grad_norm)
+        found = self.step(
+            micro_batches,
+            step,
+            lr=self.learning_rate(step),
+            signum=self.stop.signum,
+            measure_gradient=self._log_due() or self._save_due(),
+            around_last=self._probe(),
+        )
+        self.losses.add(progress.step, *found)
         self.stop.beat()
         for watch in (self.lap, self.total):
             watch.samples += plan.global_batch_size
-
-    def _denominators(self, batches: list[Batch]) -> dict[str, torch.Tensor]:
-        """The denominators of the global loss; one collective where the task has its own."""
-        own = [self.task.denominators(batch) for batch in batches]
-        if not own[0]:
-            return {"images": self.images}
-        sums = sum(torch.stack(list(each.values())) for each in own)
-        return {"images": self.images, **dict(zip(own[0], sum_over_processes(sums), strict=True))}
-
-    def _forward(self, batch: Batch, denominators: dict[str, torch.Tensor]) -> Losses:
-        try:
-            return self.task.losses(self.model, batch, denominators)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise UserError(
-                "A BatchNorm layer gets one value per channel, which it can't normalise: use a "
-                "larger --batch_size or larger pictures, or --norm group_norm."
-            ) from None
 
     def _next_batch(self) -> Batch:
         """The next micro-batch, on the device; the time spent waiting for it is counted."""
@@ -263,7 +222,7 @@ class Trainer:
     @contextlib.contextmanager
     def _probe(self) -> Iterator[None]:
         """In the step before an evaluation, measure how far the processes' batches disagree."""
-        due = self._eval_due(self.state.progress.step + 1)
+        due = self._eval_due(self.state.progress.step)
         if not due or self.plan.num_processes == 1 or self.options.compile:
             yield
             return

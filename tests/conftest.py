@@ -12,27 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+# The tests compare bits and start several processes: they run on the CPU, also where there are
+# GPUs. Set before torch looks for them.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+from tests.table import SCRIPTS
+
 ROOT = Path(__file__).parent.parent
 LAUNCH = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-
-# Small enough for a step to take milliseconds, with everything switched on that costs nothing.
-SMALL = {
-    "limit_train": 16,
-    "limit_val": 5,
-    "max_steps": 2,
-    "batch_size": 2,
-    "num_workers": 0,
-    "log_every": 1,
-    "pictures": 1,
-    "warmup_steps": 0,
-}
-TINY = {
-    "train_segmentation": SMALL | {"image_size": [32, 32], "crop_size": [32, 32]},
-    "train_detection": SMALL | {"image_size": [64, 64]},
-    "train_video": SMALL
-    | {"clip_frames": 4, "crop_size": [24, 24], "short_side": [24, 28], "eval_short_side": 24},
-    "train_classification": SMALL | {"image_size": [24, 24]},
-}
 
 
 @dataclass
@@ -115,10 +102,11 @@ def train_here(script: str, path: Path, **options: object) -> Run:
 
     AcceleratorState._reset_state(reset_partial_state=True)
     module = importlib.import_module(script)
-    tiny = dict(TINY[script])
+    row = SCRIPTS[script]
+    tiny = dict(row.tiny)
     if script == "train_segmentation" and options.get("dataset", "synthetic") != "synthetic":
-        del tiny["image_size"]  # of the pictures that are drawn
-    parsed = module.Options(**tiny | {"output_dir": str(path)} | options)
+        del tiny["image_size"]  # of the images that are drawn
+    parsed = row.options(**tiny | {"output_dir": str(path)} | options)
     parsed.check()
     return Run(path, module.main(parsed))
 

@@ -12,17 +12,16 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def main() -> None:
+    from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    from engine import launch
+    from tests.table import SCRIPTS
 
-    # Several Accelerators share one process group, which the last one's end would destroy.
-    launch.close = lambda accelerator: accelerator.wait_for_everyone()
+    # Several Accelerators share one process group, which the end of the first would destroy.
+    Accelerator.end_training = lambda self: [tracker.finish() for tracker in self.trackers]
     for script, options in json.loads(sys.argv[1]):
-        module = importlib.import_module(script)
-        module.close = launch.close
         AcceleratorState._reset_state(reset_partial_state=False)
-        module.main(module.Options(**options))
+        importlib.import_module(script).main(SCRIPTS[script].options(**options))
 
 
 if __name__ == "__main__":

@@ -10,15 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.coco_folder import write_coco
-from tests.conftest import LAUNCH, ROOT, TINY, Run, accelerate, launched
+from tests.conftest import LAUNCH, ROOT, Run, accelerate, launched
+from tests.table import SCRIPTS
 
-# A script joins the promise by standing here, with options that make it small.
-SCRIPTS = {
-    "train_segmentation": {"aux_loss": 0.4, "loss": "ce_dice"},
-    "train_detection": {"mosaic": 0.5, "mixup": 0.3, "iou_crop": 0.5},
-    "train_video": {"eval_clips": 2, "label_smoothing": 0.1},
-    "train_classification": {"mixup": 0.2, "cutmix": 1.0, "erasing": 0.3},
-}
 PRECISIONS = [(script, "float64", 1e-9) for script in SCRIPTS]
 # Rounding in float32, which a detector's target scores magnify: they hold IoU to the sixth power.
 PRECISIONS += [
@@ -41,7 +35,8 @@ COMMON = {
 
 
 def settings(script: str, path: Path, **changes: object) -> list:
-    options = TINY[script] | SCRIPTS[script] | COMMON | {"output_dir": str(path)} | changes
+    row = SCRIPTS[script]
+    options = row.tiny | row.random | COMMON | {"output_dir": str(path)} | changes
     return [script, options]
 
 

@@ -17,9 +17,10 @@ from PIL import Image
 
 from engine.launch import create_accelerator
 from errors import UserError
-from tests.conftest import LAUNCH, ROOT, TINY, Run, accelerate, flags, launched
-from train_pipeline import Options as PipelineOptions
-from train_segmentation import Options
+from pipeline.options import PipelineOptions
+from tasks.segmentation.options import SegmentationOptions as Options
+from tests.conftest import LAUNCH, ROOT, Run, accelerate, flags, launched
+from tests.table import SCRIPTS
 
 SCRIPT = "train_segmentation"
 
@@ -139,7 +140,7 @@ def test_a_file_that_one_process_cannot_read_ends_the_job(tmp_path: Path) -> Non
     Image.fromarray(noise).save(tmp_path / "train" / "images" / "3.png")
     path = tmp_path / "train" / "images" / "3.png"
     path.write_bytes(path.read_bytes()[:2000])
-    options = TINY[SCRIPT] | {
+    options = SCRIPTS[SCRIPT].tiny | {
         "dataset": "folder",
         "data_dir": tmp_path,
         "output_dir": tmp_path / "run",
@@ -156,7 +157,7 @@ def test_a_file_that_one_process_cannot_read_ends_the_job(tmp_path: Path) -> Non
 def test_two_machines_are_one_job(tmp_path: Path) -> None:
     """Two launches with their own rank, as on two machines, and the 2-node file."""
     config = str(ROOT / "accelerate_configs" / "2node_8gpu.yaml")
-    options = TINY[SCRIPT] | {"output_dir": tmp_path / "run", "norm": "sync_bn"}
+    options = SCRIPTS[SCRIPT].tiny | {"output_dir": tmp_path / "run", "norm": "sync_bn"}
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     launches = []
     for rank in range(2):
@@ -178,7 +179,7 @@ def test_two_machines_are_one_job(tmp_path: Path) -> None:
 
 def test_accelerate_config_s_own_default_file(tmp_path: Path) -> None:
     written = write_basic_config(save_location=str(tmp_path / "default_config.yaml"))
-    options = flags(**TINY[SCRIPT], output_dir=tmp_path / "run")
+    options = flags(**SCRIPTS[SCRIPT].tiny, output_dir=tmp_path / "run")
     command = [*LAUNCH, "--config_file", str(written), "train_segmentation.py", *options]
     run = launched(command, tmp_path / "run")
     assert run.status == 0, run.output

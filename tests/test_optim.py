@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from engine.optim import create_ema, create_optimizer, lr_schedule
-from train_segmentation import Options
+from tasks.segmentation.options import SegmentationOptions as Options
 
 
 def network() -> nn.Module:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from engine.options import parse
+from engine.command_line import parse
 from engine.plan import make_plan, per_process_batch
 from engine.run_folder import RunFolder
 from errors import UserError
+from tasks.segmentation.options import SegmentationOptions as Options
 from tests.conftest import ROOT, write_recipe
-from train_segmentation import Options
 
 
 def read(*args: str) -> Options:
@@ -56,7 +56,7 @@ def test_a_list_needs_no_brackets() -> None:
         (["--weight_decay", ".nan"], "--weight_decay is nan"),
         (["--scale_range", "1", "1e999"], "--scale_range is [1.0, inf]"),
         (["--crop_size", "[8]"], "2 values"),
-        (["--crop_size", "[4, 4]"], "at least [16, 16]"),
+        (["--crop_size", "[4, 4]"], "every value must be at least 16"),
         (["--class_weights", "balanced"], "median_frequency"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["stray"], "stray"),

@@ -13,12 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import LAUNCH, ROOT, TINY, Run, accelerate, flags, launched
+from tests.conftest import LAUNCH, ROOT, Run, accelerate, flags, launched
+from tests.table import SCRIPTS
 
 SCRIPT = "train_segmentation.py"
 STEPS = 36
 SEED_OF_KILLS = 1007
-OPTIONS = TINY["train_segmentation"] | {
+OPTIONS = SCRIPTS["train_segmentation"].tiny | {
     "limit_train": 20,
     "max_steps": STEPS,
     "eval_every": 12,

@@ -95,8 +95,8 @@ def load_cifar(options: SourceOptions) -> ClassificationData:
 def _root(options: SourceOptions, expected: str) -> Path:
     if options.data_dir is None:
         raise UserError(
-            f"--dataset {options.dataset} needs --data_dir, the folder that holds {expected}, or an "
-            "empty one to download it to."
+            f"--dataset {options.dataset} needs --data_dir, the folder that holds {expected}, or "
+            "an empty one to download it to."
         )
     return Path(options.data_dir).expanduser()
 

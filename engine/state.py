@@ -1,0 +1,74 @@
+"""All that changes while training, and its way into a checkpoint and back."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from engine.checkpoint import Checkpoint, save_checkpoint
+from engine.options import TrainingOptions
+
+
+@dataclass
+class Progress:
+    """What a run has done so far; all of it is in its checkpoints.
+
+    Attributes:
+        step: optimizer steps done.
+        evaluated_step: the step of the newest evaluation.
+        metrics: that evaluation's metrics.
+        best: the best evaluation's metrics and its "step".
+    """
+
+    step: int = 0
+    evaluated_step: int = -1
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class State:
+    """All that changes while training.
+
+    Attributes:
+        model: the unwrapped model.
+        ema: its averaged copy, or None.
+        optimizer: the unwrapped optimizer.
+        scaler: the fp16 loss scaler, or None.
+        progress: counters and metrics.
+    """
+
+    model: nn.Module
+    ema: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    progress: Progress
+
+    def save(self, folder: Path, options: TrainingOptions, identity: dict[str, Any]) -> None:
+        """Write a checkpoint below ``folder`` and prune the older ones."""
+        optimizer = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+        }
+        state = asdict(self.progress) | {
+            "samples": self.progress.step * identity["global_batch_size"],
+            "options": asdict(options),
+            "identity": identity,
+        }
+        ema = self.ema.module.state_dict() if self.ema else None
+        checkpoint = Checkpoint(self.model.state_dict(), ema, optimizer, state)
+        save_checkpoint(folder / "checkpoints", checkpoint, options.keep_checkpoints)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint."""
+        self.model.load_state_dict(checkpoint.model)
+        if self.ema:
+            self.ema.module.load_state_dict(checkpoint.ema)
+        self.optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
+        if self.scaler and checkpoint.optimizer["scaler"]:
+            self.scaler.load_state_dict(checkpoint.optimizer["scaler"])
+        for name in asdict(self.progress):
+            setattr(self.progress, name, checkpoint.state[name])

@@ -1,0 +1,121 @@
+"""One optimizer step: everything between two batches."""
+
+import contextlib
+import math
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from engine.collectives import sum_over_processes
+from engine.loss_buffer import StepSums
+from engine.options import TrainingOptions
+from engine.plan import Plan
+from engine.randomness import seed_step
+from engine.state import State
+from engine.task import Batch, Losses, Task
+from errors import UserError
+
+
+class OptimizerStep:
+    """Forward, backward, exchange of gradients, clipping, optimizer, averaging of weights.
+
+    Nothing in it waits for the device.
+
+    Args:
+        accelerator: has prepared ``model`` and ``optimizer``.
+        task: computes the losses.
+        model: wrapped in DistributedDataParallel where there are several processes.
+        optimizer: as prepared.
+        state: the unwrapped model and its average.
+        plan: the run's arithmetic.
+        options: clip_grad and seed.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        task: Task,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: State,
+        plan: Plan,
+        options: TrainingOptions,
+    ) -> None:
+        self.accelerator, self.task, self.plan, self.options = accelerator, task, plan, options
+        self.model, self.optimizer, self.state = model, optimizer, state
+        self.images = torch.tensor(
+            plan.global_batch_size, dtype=torch.float64, device=accelerator.device
+        )
+
+    def __call__(
+        self,
+        micro_batches: list[Batch],
+        step: int,
+        lr: float,
+        signum: int,
+        measure_gradient: bool,
+        around_last: contextlib.AbstractContextManager,
+    ) -> tuple[StepSums, Tensor, Tensor | None]:
+        """Make one step. Two small collectives, or one, besides the gradients' and the layers'.
+
+        Args:
+            micro_batches: on the device.
+            step: optimizer steps done before, which seeds what is random.
+            lr: learning rate.
+            signum: the signal for which this process was asked to stop, or 0.
+            measure_gradient: whether the gradient's norm is wanted, also where nothing is clipped.
+            around_last: entered around the last forward and backward pass.
+
+        Returns:
+            The sums of this process, the global values that ``StepSums.over_processes`` makes of
+            them, and the gradient's norm or None.
+
+        Raises:
+            UserError: a BatchNorm layer gets one value per channel.
+        """
+        denominators = self._denominators(micro_batches)
+        seed_step(self.options.seed, step, self.accelerator.process_index)
+        self.model.train()
+        sums = StepSums()
+        for batch in micro_batches[:-1]:
+            with self.accelerator.no_sync(self.model):
+                sums.add(self._forward_backward(batch, denominators))
+        with around_last:
+            sums.add(self._forward_backward(micro_batches[-1], denominators))
+        values = sums.over_processes(self.model, signum)
+
+        grad_norm = None
+        if self.options.clip_grad or measure_gradient:
+            largest = self.options.clip_grad or math.inf
+            grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), largest)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.state.ema:
+            self.state.ema.update(self.state.model, step + 1)
+        return sums, values, grad_norm
+
+    def _denominators(self, batches: list[Batch]) -> dict[str, Tensor]:
+        """The denominators of the global loss; one collective where the task has its own."""
+        own = [self.task.denominators(batch) for batch in batches]
+        if not own[0]:
+            return {"images": self.images}
+        sums = sum(torch.stack(list(each.values())) for each in own)
+        return {"images": self.images, **dict(zip(own[0], sum_over_processes(sums), strict=True))}
+
+    def _forward_backward(self, batch: Batch, denominators: dict[str, Tensor]) -> Losses:
+        try:
+            losses = self.task.losses(self.model, batch, denominators)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                "A BatchNorm layer gets one value per channel, which it can't normalise: use a "
+                "larger --batch_size, larger images, --norm sync_bn on several processes, or "
+                "--norm group_norm."
+            ) from None
+        # DDP averages the gradients of the processes; their shares must be added.
+        self.accelerator.backward(sum(losses.parts.values()) * self.plan.num_processes)
+        return losses
