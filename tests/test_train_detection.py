@@ -28,7 +28,7 @@ class Oracle(nn.Module):
     divides_by = "images"
 
     def forward(self, images: Tensor, targets: dict | None = None, detect: bool = False):
-        """What models.detector_interface.py promises."""
+        """What models/detector_interface.py promises."""
         if targets is None:
             nothing = torch.zeros(0)
             return [{"boxes": nothing.view(0, 4), "scores": nothing, "labels": nothing.long()}]

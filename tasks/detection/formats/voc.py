@@ -82,7 +82,7 @@ def _listed(lists: Path, split_names: Sequence[str], known: Container[str]) -> l
 
 
 def _name(line: str, known: Container[str]) -> str:
-    """The image that a line names, perhaps with its suffix, or as in VOC's lists of one class."""
+    """The image that a line names; lists may have suffixes, or a mark per image (-1, 0 or 1)."""
     plain = line[: -len(Path(line).suffix)] if Path(line).suffix.lower() in PICTURES else line
     listed, _, shown = line.rpartition(" ")
     candidates = [line, plain, *([listed.strip()] if shown in ("-1", "0", "1") else [])]
@@ -99,8 +99,8 @@ def _parse(file: Path) -> _Annotation:
         objects = [_object(entry) for entry in tree.iter("object")]
     except (ElementTree.ParseError, *MALFORMED) as error:
         raise UserError(
-            f"{file} is not a valid VOC annotation ({reason(error)}): correct it, or take its image "
-            "off the list."
+            f"{file} is not a valid VOC annotation ({reason(error)}): correct it, or take its "
+            "image off the list."
         ) from None
     return _Annotation(file, size if all(size) else None, objects)
 
