@@ -222,8 +222,7 @@ class Trainer:
     @contextlib.contextmanager
     def _probe(self) -> Iterator[None]:
         """In the step before an evaluation, measure how far the processes' batches disagree."""
-        due = self._eval_due(self.state.progress.step)
-        if not due or self.plan.num_processes == 1 or self.options.compile:
+        if not self._eval_due() or self.plan.num_processes == 1 or self.options.compile:
             yield
             return
         with rank_disagreement(self.state.model) as probe:  # one collective, one device sync
@@ -232,15 +231,13 @@ class Trainer:
             self.disagreement = probe.result
 
     def _log_due(self) -> bool:
-        step = self.state.progress.step
-        return step % self.options.log_every == 0 or step == self.plan.total_steps
+        return self.plan.due(self.plan.log_every, self.state.progress.step)
 
-    def _eval_due(self, step: int) -> bool:
-        return step % self.plan.eval_every == 0 or step == self.plan.total_steps
+    def _eval_due(self) -> bool:
+        return self.plan.due(self.plan.eval_every, self.state.progress.step)
 
     def _save_due(self) -> bool:
-        step = self.state.progress.step
-        return step % self.plan.checkpoint_every == 0 or step == self.plan.total_steps
+        return self.plan.due(self.plan.checkpoint_every, self.state.progress.step)
 
     def _read_losses(self) -> int:
         """Look at the losses of the steps since the last look, and log the newest.
@@ -256,7 +253,7 @@ class Trainer:
         """
         on_cpu = self.accelerator.device.type == "cpu"
         step = self.state.progress.step
-        if not (on_cpu or self._log_due() or self._eval_due(step) or self._save_due()):
+        if not (on_cpu or self._log_due() or self._eval_due() or self._save_due()):
             return 0
         records = self.losses.read()
         for record in records:
@@ -300,7 +297,7 @@ class Trainer:
         progress = self.state.progress
         signum = 0
         with self.stop.busy():
-            evaluates = self._eval_due(progress.step) and progress.evaluated_step != progress.step
+            evaluates = self._eval_due() and progress.evaluated_step != progress.step
             if evaluates:
                 signum = self._evaluate()
             changed = evaluates or self.saved_step != progress.step
