@@ -31,6 +31,7 @@ from engine.loss_buffer import LossBuffer, StepRecord
 from engine.optim import all_finite, create_ema, create_optimizer, lr_schedule
 from engine.options import TrainingOptions
 from engine.plan import Plan
+from engine.rehearsal import compare_with_eager
 from engine.report import Report, Stopwatch, peak_memory_bytes, profiler
 from engine.resume import claim_folder, find_checkpoint, read_checkpoint
 from engine.run_folder import write_atomically
@@ -113,6 +114,7 @@ class Trainer:
             self.saved_step = self.state.progress.step
             if not (self.path / "best.safetensors").exists():  # a new folder has no best weights
                 self.state.progress.best = {}
+        self.first_step = self.state.progress.step
         self.stop = StopRequest()
         self.train_batches, self.evaluator = self._start_loaders()
 
@@ -196,6 +198,10 @@ class Trainer:
         progress, plan = self.state.progress, self.plan
         step = progress.step
         micro_batches = [self._next_batch() for _ in range(plan.grad_accum)]
+        if self.options.compile and step == self.first_step:
+            half = self.accelerator.mixed_precision != "no"
+            precision = "half" if half else "double" if self.options.double else "single"
+            compare_with_eager(self.step, self.state.model, micro_batches, step, precision)
         progress.step += 1
         found = self.step(
             micro_batches,
