@@ -1,7 +1,7 @@
 """COCO's average precision of detections gathered from all processes, by faster-coco-eval.
 
-torchmetrics' MeanAveragePrecision wraps the same evaluator, but would take every mask of the data
-set as pixels where here run lengths do, and replaces an area of 0 by the box's.
+torchmetrics' MeanAveragePrecision wraps the same evaluator and agrees, but takes masks as pixels
+where run lengths do, rounds to float32, and replaces an area of 0.
 """
 
 from collections.abc import Sequence
