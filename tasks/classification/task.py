@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from engine.plan import Plan
 from engine.task import Batch, Evaluation, Losses, Tally, Task, compute_dtype
 from figures.confusion import confusion_figure
-from models.classification import build_classification_model, pixel_scaling
+from models.classification import build_classification_model
+from models.pretrained import pixel_scaling
 from tasks.classification.dataset import EvalDataset, Reader, TrainDataset, collate
 from tasks.classification.figures import misclassified_figure
 from tasks.classification.loss import cross_entropy_sum

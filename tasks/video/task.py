@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from engine.plan import Plan
 from engine.task import Batch, Evaluation, Losses, Tally, Task, compute_dtype, evenly_spaced_samples
 from figures.confusion import confusion_figure
-from models.video import build_video_model, pixel_scaling
+from models.pretrained import pixel_scaling
+from models.video import build_video_model
 from tasks.classification.loss import cross_entropy_sum
 from tasks.classification.metrics import ClassCounts, class_metrics
 from tasks.video.clips import ClipOptions
