@@ -97,14 +97,12 @@ class _Lengths(Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, float, int, bool] | str:
         try:
-            with self.reader.open(index) as video:
-                first, stop = self.reader.segment(video, index)
-                for _ in video.pictures(np.arange(first, stop)):
+            with self.reader.open(index) as sample:
+                for _ in sample.video.frames(np.arange(sample.first, sample.stop)):
                     pass
-                times = video.times[first:stop]
         except SampleError as error:
             return str(error)
-        frame = (video.times[-1] - video.times[0]) / max(1, len(video.times) - 1)
+        times, whole = sample.times, sample.video.times
+        frame = (whole[-1] - whole[0]) / max(1, len(whole) - 1)
         seconds = float(times[-1] - times[0] + (frame or 1.0))
-        label = self.reader.label(index)
-        return len(times), seconds, label, is_short(times, self.clip)
+        return len(times), seconds, sample.label, is_short(times, self.clip)
