@@ -51,7 +51,7 @@ def shapes():
 
 
 def save_image(path: Path, size=(20, 30), seed=0, **options) -> None:
-    """A noise picture of (height, width)."""
+    """A noise image of (height, width)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     Image.fromarray(pixels).save(path, **options)
@@ -268,7 +268,7 @@ def test_hub_saved_to_disk(tmp_path):
     with pytest.raises(UserError, match=r"pixels, label_map, number") as caught:
         load(name)
     assert is_one_sentence(str(caught.value)) and "--image_column" in str(caught.value)
-    with pytest.raises(UserError, match="don't both hold pictures"):
+    with pytest.raises(UserError, match=r"number of .* hold images.*--mask_column"):
         load(name, image_column="pixels", mask_column="number")
 
 
@@ -429,7 +429,7 @@ def test_same_bits_for_any_number_of_workers(shapes):
 
 
 def positions(height=40, width=60) -> tuple[torch.Tensor, torch.Tensor]:
-    """A picture whose colours tell the place, and a mask that tells the same more coarsely."""
+    """An image whose colours tell the place, and a mask that tells the same more coarsely."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack([y * 4, x * 4, torch.full_like(y, 7)]).to(torch.uint8)
     return image, ((y // 10) * 6 + x // 10).to(torch.uint8)
@@ -457,10 +457,10 @@ def test_crop_keeps_image_and_mask_together(factor):
         middle = inside & ((y % 10 - 5).abs() < 3.4) & ((x % 10 - 5).abs() < 3.4)
         assert middle.any() and (tile[middle] == mask[middle]).all()
         tiles |= set(mask[inside].tolist())
-    assert tiles == set(range(24))  # every part of the picture is seen
+    assert tiles == set(range(24))  # every part of the image is seen
 
 
-def test_small_pictures_are_padded_with_mean_and_ignore():
+def test_small_images_are_padded_with_mean_and_ignore():
     image, mask = torch.zeros(3, 10, 12, dtype=torch.uint8), torch.ones(10, 12, dtype=torch.uint8)
     corners = set()
     for seed in range(10):
@@ -677,7 +677,7 @@ def test_folders_that_hold_no_data(tmp_path):
         assert is_one_sentence(str(caught.value)) and str(tmp_path / "other") in str(caught.value)
 
 
-def test_folder_without_pictures_or_with_a_missing_mask(tmp_path):
+def test_folder_without_images_or_with_a_missing_mask(tmp_path):
     make_folder(tmp_path)
     (tmp_path / "val/masks/2.png").unlink()
     with pytest.raises(UserError, match=r"val/images/2\.jpg has no mask") as caught:
@@ -685,7 +685,7 @@ def test_folder_without_pictures_or_with_a_missing_mask(tmp_path):
     assert is_one_sentence(str(caught.value))
     for path in (tmp_path / "val/images").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"no pictures in .*val/images"):
+    with pytest.raises(UserError, match=r"no images in .*val/images"):
         load("folder", tmp_path)
 
 
@@ -715,7 +715,7 @@ def test_sample_error_keeps_its_message():
     assert str(SampleError("a.jpg is bad.")) == "a.jpg is bad."
 
 
-# Pictures
+# Figures
 
 
 def test_panel_shows_image_truth_and_prediction():

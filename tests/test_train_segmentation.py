@@ -1,4 +1,4 @@
-"""train_segmentation.py in this process: what every option does, and every mistake refused."""
+"""train_segmentation.py in this process: what every option does, and every mistake that is refused."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_files_of_a_run(baseline: Run) -> None:
     assert 0 <= summary["data_wait_fraction"] <= 1 and summary["images_per_second"] > 0
 
 
-def test_tensorboard_has_scalars_pictures_and_options(baseline: Run) -> None:
+def test_tensorboard_has_scalars_figures_and_options(baseline: Run) -> None:
     (events,) = baseline.path.rglob("events.out.tfevents*")
     log = EventAccumulator(str(events.parent)).Reload()
     tags = log.Tags()
@@ -257,7 +257,7 @@ def test_eval_only_of_a_run_leaves_its_files(train) -> None:
     assert evaluation["metrics"]["last"] == evaluated[-1]
 
 
-def test_pictures_can_be_left_out(train) -> None:
+def test_figures_can_be_left_out(train) -> None:
     assert not (train(pictures=0).path / "predictions.png").exists()
 
 
