@@ -29,7 +29,7 @@ COLORS = (
 )
 # Share of the shapes that have the hue their kind prefers.
 PREFERENCE = 0.6
-# For detection: share of images without shapes, and the hidden share above which a shape is lost.
+# For detection: share of pictures without shapes, and the hidden part from which a shape is lost.
 EMPTY = 0.08
 HIDDEN = 0.75
 
@@ -194,11 +194,11 @@ def detection_shapes(rng: np.random.Generator, size: tuple[int, int]) -> list[Sh
 
 
 def visible_objects(scene: Scene) -> tuple[list[int], np.ndarray]:
-    """The shapes that are seen well enough.
+    """The shapes of which enough is seen.
 
     Returns:
-        Their positions in SHAPES, and masks of their visible pixels, bool (N, H, W), from back to
-        front. A shape is left out if others hide more than HIDDEN of it.
+        Positions in SHAPES and masks of what is seen, bool (N, H, W), from back to front. Shapes of
+        which others hide more than HIDDEN are left out.
     """
     kinds, masks = [], []
     for number, shape in enumerate(scene.shapes):
@@ -213,7 +213,7 @@ def visible_objects(scene: Scene) -> tuple[list[int], np.ndarray]:
 def detection_samples(
     numbers: Iterable[int], seed: Sequence[int], size: tuple[int, int]
 ) -> Iterator[tuple[bytes, list[int], np.ndarray]]:
-    """Draw images and their objects; each is a function of its number, the seed and the size.
+    """Make pictures and their objects; each is a function of its number, the seed and the size.
 
     Yields:
         (image, kinds, masks): a PNG file of ``size`` (height, width), and ``visible_objects``.

@@ -18,7 +18,6 @@ from data.decode import SampleError, read_image, read_mask
 from data.masks import IGNORE, MaskRule, default_colors
 from data.stream import SampleKey
 from errors import UserError
-from figures.sheet import contact_sheet, legend
 from tasks.segmentation.check import survey
 from tasks.segmentation.dataset import (
     EvalDataset,
@@ -27,7 +26,6 @@ from tasks.segmentation.dataset import (
     collate_eval,
     collate_train,
 )
-from tasks.segmentation.figures import colorize, segmentation_panel
 from tasks.segmentation.options import SegmentationOptions
 from tasks.segmentation.sources import SegmentationData, load_data
 from tasks.segmentation.transforms import RandomScaledCrop, eval_transform, train_transform
@@ -713,40 +711,3 @@ def test_unknown_data_set_lists_the_known():
 
 def test_sample_error_keeps_its_message():
     assert str(SampleError("a.jpg is bad.")) == "a.jpg is bad."
-
-
-# Figures
-
-
-def test_panel_shows_image_truth_and_prediction():
-    colors = [(0, 0, 0), (255, 0, 0), (0, 0, 255)]
-    image = torch.full((3, 10, 12), 100, dtype=torch.uint8)
-    truth = torch.ones(20, 24, dtype=torch.uint8)
-    truth[0] = IGNORE
-    prediction = torch.full((20, 24), 2)
-    panel = segmentation_panel(image, truth, prediction, colors, opacity=1, min_height=20)
-    assert panel.dtype == torch.uint8 and panel.shape[:2] == (3, 20)
-    assert panel[:, 5, 0].tolist() == [100, 100, 100]
-    middle, last = panel.shape[2] // 2, panel.shape[2] - 1
-    assert panel[:, 5, middle].tolist() == [255, 0, 0] and panel[:, 0, middle].tolist() == [0] * 3
-    assert panel[:, 0, last].tolist() == [0, 0, 255]
-    assert segmentation_panel(image, truth, prediction, colors).shape[1] >= 192
-
-
-def test_legend_and_sheet_show_every_colour():
-    classes = [f"class number {i}" for i in range(30)]
-    colors = default_colors(31)[1:]
-    for width in (200, 900):
-        shown = legend(classes, colors, width)
-        assert shown.shape[2] == width
-        seen = {tuple(color) for color in shown.flatten(1).unique(dim=1).T.tolist()}
-        assert set(colors) <= seen
-    mask = torch.randint(0, 30, (24, 20), dtype=torch.uint8)
-    assert colorize(mask, colors)[:, 3, 4].tolist() == list(colors[mask[3, 4]])
-    panels = [
-        segmentation_panel(torch.zeros(3, h, 20, dtype=torch.uint8), mask[:h], mask[:h], colors)
-        for h in (24, 16, 24)
-    ]
-    sheet = contact_sheet(panels, classes, colors, columns=2)
-    assert sheet.dtype == torch.uint8 and sheet.shape[0] == 3
-    assert sheet.shape[1] > 2 * 192 and sheet.shape[2] > 2 * panels[0].shape[2]

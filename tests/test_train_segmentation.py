@@ -1,4 +1,4 @@
-"""train_segmentation.py in this process: what every option does, and every mistake that is refused."""
+"""train_segmentation.py in this process: what every option does, and which mistakes are refused."""
 
 import json
 from pathlib import Path

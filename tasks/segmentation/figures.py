@@ -1,4 +1,4 @@
-"""Figures of segmentation: an image beside its truth and its prediction, in class colours."""
+"""Drawings of segmentation: an image beside its truth and its prediction, in class colours."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,7 @@ from figures.sheet import GAP, IGNORED_COLOR, paper
 
 
 def colorize(mask: torch.Tensor, colors: Sequence[Color]) -> torch.Tensor:
-    """A mask in class colours.
-
-    Args:
-        mask: (H, W) class ids or 255.
-        colors: RGB of each class.
-
-    Returns:
-        uint8 (3, H, W), black where ignored.
-    """
+    """A mask (H, W) in class colours, ignored pixels black: uint8 (3, H, W)."""
     table = torch.zeros(256, 3, dtype=torch.uint8)
     table[: len(colors)] = torch.tensor(colors, dtype=torch.uint8)
     table[IGNORE] = torch.tensor(IGNORED_COLOR, dtype=torch.uint8)
@@ -35,7 +27,7 @@ def segmentation_panel(
 ) -> torch.Tensor:
     """Image | truth | prediction side by side.
 
-    Ignored pixels are black in the truth; the prediction is shown everywhere.
+    Pixels that the truth ignores are black in the truth; the prediction is shown everywhere.
 
     Args:
         image: uint8 (3, h, w).
@@ -43,7 +35,7 @@ def segmentation_panel(
         prediction: (H, W) class ids.
         colors: RGB of each class.
         opacity: of the class colours over the image in grey, which shows through.
-        min_height: in pixels; smaller images are enlarged by a whole factor to at least this.
+        min_height: smaller pictures are enlarged by a whole factor to at least this height.
 
     Returns:
         uint8 (3, H', W').
