@@ -12,21 +12,11 @@ import numpy as np
 from torchvision.datasets.folder import make_dataset
 
 from data import synthetic
-from data.hub_columns import Media, classes_of, labelled, require_columns
+from data.class_lists import require_classes
+from data.folders import IMAGE_SUFFIXES, TRAIN, VAL, data_root, stand_in_note
+from data.hub import Media, classes_of, hub_name, labelled, open_hub, require_columns
 from data.png import stored_png
-from data.sources import (
-    PICTURES,
-    TRAIN,
-    VAL,
-    data_root,
-    evenly_spaced,
-    hub_name,
-    open_hub,
-    require_classes,
-    source_called,
-    spread,
-    stand_in_note,
-)
+from data.sources import evenly_spaced, source_called, spread
 from errors import UserError
 from tasks.classification.arrays import load_cifar, load_fake, load_fashion_mnist
 from tasks.classification.rows import IMAGE, ClassificationData, SourceOptions, rows
@@ -126,7 +116,7 @@ def _class_folders(root: Path, expected: str) -> list[str]:
 def _images(root: Path, classes: Sequence[str], may_lack: bool = False) -> list[tuple[str, int]]:
     """(path, label) of every image, sorted by class and name."""
     numbers = {name: number for number, name in enumerate(classes)}
-    found = make_dataset(str(root), numbers, extensions=tuple(PICTURES), allow_empty=True)
+    found = make_dataset(str(root), numbers, extensions=tuple(IMAGE_SUFFIXES), allow_empty=True)
     samples = [(path, label) for path, label in found if not Path(path).name.startswith(".")]
     missing = set(range(len(classes))) - {label for _, label in samples}
     if missing and not (may_lack and samples):
@@ -156,7 +146,7 @@ def load_hub(options: SourceOptions) -> ClassificationData:
         require_columns(split, name, wanted)
     classes = classes_of(splits[0], name, label_column)
     require_classes(classes, name)
-    media = Media("image", IMAGE, "images")
+    media = Media("image", IMAGE, "images", "--image_column")
     return ClassificationData(
         *(labelled(split, name, media, image_column, label_column, classes) for split in splits),
         classes,

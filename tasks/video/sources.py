@@ -10,20 +10,10 @@ from pathlib import Path
 
 import datasets
 
-from data.hub_columns import Media, class_ids, classes_of, labelled, require_columns
-from data.sources import (
-    PICTURES,
-    TRAIN,
-    VAL,
-    data_root,
-    hub_name,
-    open_hub,
-    read_text,
-    require_classes,
-    source_called,
-    spread,
-    stand_in_note,
-)
+from data.class_lists import require_classes
+from data.folders import IMAGE_SUFFIXES, TRAIN, VAL, data_root, read_text, stand_in_note
+from data.hub import Media, class_ids, classes_of, hub_name, labelled, open_hub, require_columns
+from data.sources import source_called, spread
 from errors import UserError
 from tasks.video import synthetic
 from tasks.video.decoding.open import OpenVideo, open_video
@@ -217,7 +207,8 @@ def _hub_rows(
     rows: datasets.Dataset, name: str, video_column: str, label_column: str, classes: list[str]
 ) -> datasets.Dataset:
     if rows.features[video_column] != datasets.Value("string"):
-        media = Media("video", COLUMN, "videos", {"start": SECONDS, "end": SECONDS})
+        empty = {"start": SECONDS, "end": SECONDS}
+        media = Media("video", COLUMN, "videos", "--video_column", empty)
         return labelled(rows, name, media, video_column, label_column, classes)
     folder = Path(name).expanduser()  # of a local data set, with paths relative to it
     paths = rows[video_column][:]
@@ -234,7 +225,7 @@ def _videos_below(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         files = [Path(place, name) for name in files if not name.startswith(".")]
         found += [path for path in files if path.suffix.lower() in VIDEOS]
-        if Path(place) != folder and any(path.suffix.lower() in PICTURES for path in files):
+        if Path(place) != folder and any(path.suffix.lower() in IMAGE_SUFFIXES for path in files):
             found.append(Path(place))
     return sorted(found)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from data.decode import Cell, SampleError, read_image
-from data.sources import PICTURES
+from data.folders import IMAGE_SUFFIXES
 from errors import UserError
 from tasks.video.decoding.base import Video, broken
 from tasks.video.decoding.pyav import PyavVideo
@@ -69,7 +69,7 @@ class FrameFolder(Video):
     """
 
     def __init__(self, folder: Path) -> None:
-        files = (path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+        files = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         self.files = sorted((p for p in files if not p.name.startswith(".")), key=_by_numbers)
         if not self.files:
             raise SampleError(f"{folder} holds no frames: put image files into it, or remove it.")
