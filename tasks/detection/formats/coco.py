@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.sources import TRAIN, VAL, data_root, evenly_spaced
+from data.folders import TRAIN, VAL, data_root
+from data.sources import evenly_spaced
 from errors import UserError
 from tasks.detection.formats.reading import (
     area,

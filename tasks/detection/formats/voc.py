@@ -6,12 +6,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from data.class_lists import VOC
-from data.sources import (
-    PICTURES,
+from data.folders import (
+    IMAGE_SUFFIXES,
     TRAIN,
     VAL,
     data_root,
-    picture_files,
+    image_files,
     read_text,
     require_folders,
 )
@@ -52,7 +52,7 @@ def load_voc(options: DetectionOptions) -> DetectionData:
     """
     root = data_root(options, EXPECTED, "VOCdevkit/VOC2012", "VOC2012", "VOC2007")
     images, annotations, lists = require_folders("voc", root, EXPECTED, *FOLDERS)
-    files = dict(picture_files(images))
+    files = dict(image_files(images))
     splits = []
     for split_names in (TRAIN, VAL):
         names = _listed(lists, split_names, files)
@@ -83,7 +83,7 @@ def _listed(lists: Path, split_names: Sequence[str], known: Container[str]) -> l
 
 def _name(line: str, known: Container[str]) -> str:
     """The image that a line names; lists may have suffixes, or a mark per image (-1, 0 or 1)."""
-    plain = line[: -len(Path(line).suffix)] if Path(line).suffix.lower() in PICTURES else line
+    plain = line[: -len(Path(line).suffix)] if Path(line).suffix.lower() in IMAGE_SUFFIXES else line
     listed, _, shown = line.rpartition(" ")
     candidates = [line, plain, *([listed.strip()] if shown in ("-1", "0", "1") else [])]
     return next((name for name in candidates if name in known), line)

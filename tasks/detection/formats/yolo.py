@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from data.class_lists import read_class_file
-from data.sources import TRAIN, VAL, data_root, picture_files, read_text
+from data.folders import TRAIN, VAL, data_root, image_files, read_text
 from errors import UserError
 from tasks.detection.formats.reading import given_class_names
 from tasks.detection.options import DetectionOptions
@@ -148,7 +148,7 @@ def _resolve(place: str, bases: Sequence[Path]) -> Path | None:
 
 def _listed(root: Path, place: Path) -> Iterator[Path]:
     if place.is_dir():
-        yield from (image for _, image in picture_files(place))
+        yield from (image for _, image in image_files(place))
         return
     for line in read_text(place).splitlines():
         if line.strip():
