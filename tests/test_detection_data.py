@@ -802,6 +802,12 @@ def test_panels_show_boxes_in_class_colours():
     masks[:, 60:90, 50:80] = 1
     filled = draw_objects(image, truth | {"masks": masks}, classes, colors)
     assert filled[0, 75, 65] > 150 and filled[2, 75, 65] < 100
+    small = torch.zeros(1, 128, 160, dtype=torch.uint8)
+    small[:, 70:80, 60:70] = 1
+    both = {"boxes": torch.tensor([[60.0, 70, 70, 80], [40, 50, 90, 100]])}
+    both |= {"labels": torch.tensor([1, 0]), "masks": torch.cat([small, masks])}
+    filled = draw_objects(image, both, classes, colors)
+    assert filled[2, 75, 65] > 150 and filled[0, 65, 55] > 150  # the smaller one is on top
     sheet = contact_sheet([panel, panel], classes, colors)
     assert sheet.shape[1] > 2 * panel.shape[1]
     wide = detection_panel(image.repeat(1, 1, 9), truth, found, classes, colors, 0.3)

@@ -61,7 +61,7 @@ def detection_panel(
 def with_crowds(sample: dict[str, Any]) -> dict[str, Any]:
     """The truth of an evaluation sample for ``detection_panel``: its targets, and the crowds.
 
-    Crowds come first, so that they are drawn below the others, and have boxes alone.
+    Crowds have boxes alone.
     """
     truth = sample["truth"]
     boxes = truth["boxes"][truth["iscrowd"] != 0]
@@ -96,7 +96,7 @@ def draw_objects(
     colors: Sequence[Color],
     factor: float = 1.0,
 ) -> torch.Tensor:
-    """Draw objects over an image, those of higher score on top.
+    """Draw objects over an image, those of higher score on top, or without scores the smaller ones.
 
     Args:
         image: uint8 (3, H, W).
@@ -109,33 +109,33 @@ def draw_objects(
     Returns:
         uint8 (3, H, W).
     """
+    sizes = objects["boxes"][:, 2:] - objects["boxes"][:, :2]
+    order = objects.get("scores", -sizes.prod(1)).argsort(stable=True)
+    objects = {name: value[order].cpu() for name, value in objects.items()}
     names = [classes[label] for label in objects["labels"].tolist()]
     inks = [tuple(colors[label]) for label in objects["labels"].tolist()]
     if "iscrowd" in objects:
         crowds = objects["iscrowd"].tolist()
         inks = [IGNORED_COLOR if crowd else ink for crowd, ink in zip(crowds, inks, strict=True)]
-    order = range(len(names))
     if "scores" in objects:
         scores = objects["scores"].tolist()
         names = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
-        order = sorted(order, key=scores.__getitem__)
-    if "masks" in objects and len(objects["masks"]):
-        masks = F.resize_image(
-            (objects["masks"].cpu() > 0.5).to(torch.uint8),
-            list(image.shape[1:]),
-            InterpolationMode.NEAREST_EXACT,
-        )
-        image = draw_segmentation_masks(image, masks.bool(), alpha=0.5, colors=inks)
+    if "masks" in objects and names:
+        inside = (objects["masks"] > 0.5).to(torch.uint8)
+        inside = F.resize_image(inside, list(image.shape[1:]), InterpolationMode.NEAREST_EXACT)
+        # Each pixel goes to the mask on top, since torchvision blackens those of several masks.
+        from_here_on = inside.flip(0).cumsum(0, dtype=torch.int16).flip(0)
+        on_top = inside.bool() & (from_here_on == 1)
+        image = draw_segmentation_masks(image, on_top, alpha=0.5, colors=inks)
     canvas = F.to_pil_image(image)
     pen = ImageDraw.Draw(canvas)
-    boxes = (objects["boxes"].cpu().double() * factor).round().int().tolist()
-    for number in order:
+    boxes = (objects["boxes"].double() * factor).round().int().tolist()
+    for (left, top, right, bottom), ink in zip(boxes, inks, strict=True):
         # The edges are pixels of the object, so the last ones are one short of the far corner.
-        left, top, right, bottom = boxes[number]
         corners = (left, top, max(left, right - 1), max(top, bottom - 1))
-        pen.rectangle(corners, outline=inks[number], width=2)
-    for number in order:  # over all boxes, so that none crosses a label
-        _draw_label(pen, canvas.width, boxes[number], names[number], inks[number])
+        pen.rectangle(corners, outline=ink, width=2)
+    for box, name, ink in zip(boxes, names, inks, strict=True):  # over all boxes
+        _draw_label(pen, canvas.width, box, name, ink)
     return F.pil_to_tensor(canvas)
 
 
@@ -145,7 +145,7 @@ def _draw_label(
     """Write above a box, or into it where there is no room above.
 
     torchvision's ``draw_bounding_boxes`` writes into every box, which hides small objects, and
-    beyond the border of the image; and without a font file it has one size of letters.
+    beyond the border of the image; and without a font file its letters have one size.
     """
     font, (left, top, *_) = ImageFont.load_default(LABEL_SIZE), box
     x = max(0, min(left, canvas_width - font.getlength(text)))
