@@ -139,7 +139,7 @@ CASES = {
             ({"label_smoothing": 2}, "--label_smoothing"),
             ({"image_size": [4, 4]}, "--image_size"),
             ({"dataset": "folder"}, "--data_dir"),
-            ({"weights": "backbone"}, 'weights="backbone"'),
+            ({"weights": "backbone"}, "--weights"),
         ],
     ),
 }
