@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tasks.detection.pr_curves import pr_curves_picture
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
@@ -29,7 +30,6 @@ from tasks.detection.dataset import (
 from tasks.detection.figures import contact_sheet, detection_panel, draw_objects, with_crowds
 from tasks.detection.geometry import Window, boxes_like, cut, letterbox
 from tasks.detection.mixing import copy_paste, jittered, mixup, mosaic
-from tasks.detection.pr_curves import pr_curves_picture
 from tasks.detection.transforms import eval_transform, train_transform
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 import train_detection
 from data.png import stored_png
 from errors import UserError
-from models.detector_output import DetectorLosses
+from models.detector_interface import DetectorLosses
 from tasks.detection.dataset import DetectionData, load_detection
 from tasks.detection.metrics import LIMITS
 from tests.coco_folder import write_coco
@@ -28,7 +28,7 @@ class Oracle(nn.Module):
     divides_by = "images"
 
     def forward(self, images: Tensor, targets: dict | None = None, detect: bool = False):
-        """What models/detector_output.py promises."""
+        """What models/detector_interface.py promises."""
         if targets is None:
             nothing = torch.zeros(0)
             return [{"boxes": nothing.view(0, 4), "scores": nothing, "labels": nothing.long()}]
