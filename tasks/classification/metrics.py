@@ -1,12 +1,29 @@
 """The metrics of classifiers, of images and of videos."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 TOP = 5
+
+
+class Mistake(NamedTuple):
+    """A misclassified image; the surest mistakes sort last.
+
+    Attributes:
+        probability: of the prediction, from 0 to 1.
+        prediction: the predicted label.
+        truth: the label.
+        index: of the sample in the data set.
+    """
+
+    probability: float
+    prediction: int
+    truth: int
+    index: int
 
 
 class ClassCounts:

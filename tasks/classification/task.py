@@ -13,20 +13,11 @@ from models.classification import build_classification_model, pixel_scaling
 from tasks.classification.dataset import EvalDataset, Reader, TrainDataset, collate
 from tasks.classification.figures import misclassified_figure
 from tasks.classification.loss import cross_entropy_sum
-from tasks.classification.metrics import ClassCounts, class_metrics
+from tasks.classification.metrics import ClassCounts, Mistake, class_metrics
 from tasks.classification.mixing import Mixing
 from tasks.classification.options import ClassificationOptions
 from tasks.classification.sources import ClassificationData
 from tasks.classification.transforms import eval_transform, train_transform
-
-
-class Mistake(NamedTuple):
-    """A misclassified validation image; the surest mistakes sort last."""
-
-    probability: float
-    prediction: int
-    truth: int
-    index: int
 
 
 class Details(NamedTuple):
@@ -140,10 +131,6 @@ class Classification(Task):
         if self.options.pictures:
             images = [self.val_data[mistake.index]["image"] for mistake in details.mistakes]
             figures["misclassified"] = misclassified_figure(
-                images,
-                [mistake.truth for mistake in details.mistakes],
-                [mistake.prediction for mistake in details.mistakes],
-                [mistake.probability for mistake in details.mistakes],
-                self.data.classes,
+                images, details.mistakes, self.data.classes
             )
         return figures

@@ -86,11 +86,10 @@ def survey(clip: ClipOptions, reader: Reader, num_workers: int = 0) -> VideoSurv
 
 def _measure(reader: Reader, clip: ClipOptions, index: int) -> tuple[int, float, int, bool]:
     """A sample's frames, seconds and label, and whether it is too short for a clip."""
-    with reader.open(index) as video:
-        first, stop = reader.segment(video, index)
-        for _ in video.pictures(np.arange(first, stop)):
+    with reader.open(index) as sample:
+        for _ in sample.video.frames(np.arange(sample.first, sample.stop)):
             pass
-        times = video.times[first:stop]
-    frame = (video.times[-1] - video.times[0]) / max(1, len(video.times) - 1)
+    times, whole = sample.times, sample.video.times
+    frame = (whole[-1] - whole[0]) / max(1, len(whole) - 1)
     seconds = float(times[-1] - times[0] + (frame or 1.0))
-    return len(times), seconds, reader.label(index), is_short(times, clip)
+    return len(times), seconds, sample.label, is_short(times, clip)
