@@ -183,7 +183,7 @@ def test_norm_and_decay_options_reach_the_model(train, monkeypatch) -> None:
     seen = {}
 
     def spy(self: Trainer) -> int:
-        seen["model"], seen["groups"] = self.state.model, self.optimizer.param_groups
+        seen["model"], seen["groups"] = self.state.model, self.state.optimizer.param_groups
         return 0
 
     monkeypatch.setattr(Trainer, "fit", spy)
