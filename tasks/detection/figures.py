@@ -127,36 +127,44 @@ def draw_objects(
         )
         image = draw_segmentation_masks(image, masks.bool(), alpha=0.5, colors=inks)
     canvas = F.to_pil_image(image)
-    boxes = (objects["boxes"].cpu().double() * factor).tolist()
+    pen = ImageDraw.Draw(canvas)
+    boxes = (objects["boxes"].cpu().double() * factor).round().int().tolist()
     for number in order:
-        _draw_box(canvas, boxes[number], names[number], inks[number])
+        # The edges are pixels of the object, so the last ones are one short of the far corner.
+        left, top, right, bottom = boxes[number]
+        corners = (left, top, max(left, right - 1), max(top, bottom - 1))
+        pen.rectangle(corners, outline=inks[number], width=2)
+    for number in order:  # over all boxes, so that none crosses a label
+        _draw_label(pen, canvas.width, boxes[number], names[number], inks[number])
     return F.pil_to_tensor(canvas)
 
 
-def _draw_box(canvas: Image.Image, box: Sequence[float], text: str, ink: Color) -> None:
-    # torchvision's draw_bounding_boxes writes inside the box, over small objects, and beyond the
-    # image's border; and without a font file its letters have one size.
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(LABEL_SIZE)
-    # The edges are pixels of the object, so its last ones are one short of the box's far corner.
-    left, top = round(box[0]), round(box[1])
-    right, bottom = max(left, round(box[2]) - 1), max(top, round(box[3]) - 1)
-    pen.rectangle((left, top, right, bottom), outline=ink, width=2)
-    most_left = canvas.width - font.getlength(text)
-    above = top - LABEL_SIZE - 1
-    start = (max(0, min(left, most_left)), above if above >= 0 else max(0, top))
+def _draw_label(
+    pen: ImageDraw.ImageDraw, canvas_width: int, box: Sequence[int], text: str, ink: Color
+) -> None:
+    """Write above a box, or into it where there is no room above.
+
+    torchvision's ``draw_bounding_boxes`` writes into every box, which hides small objects, and
+    beyond the border of the image; and without a font file it has one size of letters.
+    """
+    font, (left, top, *_) = ImageFont.load_default(LABEL_SIZE), box
+    x = max(0, min(left, canvas_width - font.getlength(text)))
+    y = max(0, top - LABEL_SIZE - 2 if top > LABEL_SIZE else top)
+    ends = (x, y, x + font.getlength(text) + 1, y + LABEL_SIZE + 1)
+    pen.rectangle(ends, fill=ink)
     brightness = 0.299 * ink[0] + 0.587 * ink[1] + 0.114 * ink[2]
-    pen.rectangle(pen.textbbox(start, text, font=font), fill=ink)
-    pen.text(start, text, fill=DARK if brightness > 128 else LIGHT, font=font)
+    middle = (x + 1, y + LABEL_SIZE / 2 + 1)
+    pen.text(middle, text, fill=DARK if brightness > 128 else LIGHT, font=font, anchor="lm")
 
 
 def pr_curves_figure(
-    curves: Mapping[str, np.ndarray], ap: Mapping[str, float], colors: Mapping[str, Color]
+    curves: Mapping[str, np.ndarray], ap50: Mapping[str, float], colors: Mapping[str, Color]
 ) -> torch.Tensor:
     """Precision over recall: a thin line per class, and the mean over the classes as a thick one.
 
     Args:
         curves: precision of each class at RECALLS; at least one class.
-        ap: average precision of each class, for the legend; the 20 highest are named.
+        ap50: average precision of each class at IoU 0.50, for the legend; the 20 highest are named.
         colors: RGB of each class.
 
     Returns:
@@ -170,7 +178,7 @@ def pr_curves_figure(
         _draw_line(pen, map(_place, RECALLS, precision), colors[name], THIN)
     mean = np.mean(list(curves.values()), axis=0)
     _draw_line(pen, map(_place, RECALLS, mean), INK, THICK)
-    _draw_legend(pen, font, ap, colors)
+    _draw_legend(pen, font, ap50, colors)
     return F.pil_to_tensor(canvas.resize((width, height), Image.Resampling.BOX))
 
 
@@ -204,15 +212,16 @@ def _draw_axes(pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> None:
 def _draw_legend(
     pen: ImageDraw.ImageDraw,
     font: ImageFont.FreeTypeFont,
-    ap: Mapping[str, float],
+    ap50: Mapping[str, float],
     colors: Mapping[str, Color],
 ) -> None:
-    names = sorted(ap, key=lambda name: -ap[name])
-    entries = [(f"{sum(ap.values()) / len(ap):.3f}  mean of {len(ap)}", INK, THICK)]
-    entries += [(f"{ap[name]:.3f}  {name}", colors[name], THIN) for name in names[:NAMED]]
+    names = sorted(ap50, key=lambda name: -ap50[name])
+    entries = [(f"{sum(ap50.values()) / len(ap50):.3f}  mean of {len(ap50)}", INK, THICK)]
+    entries += [(f"{ap50[name]:.3f}  {name}", colors[name], THIN) for name in names[:NAMED]]
     if len(names) > NAMED:
         entries.append((f"and {len(names) - NAMED} classes below", PAPER, THIN))
     left = (MARGIN + PLOT + 20) * SMOOTH
+    pen.text((left + 26 * SMOOTH, (MARGIN - 6) * SMOOTH), "AP50", fill=INK, font=font, anchor="lb")
     for number, (text, color, width) in enumerate(entries):
         y = (MARGIN + (number + 0.5) * ROW) * SMOOTH
         _draw_line(pen, [(left, y), (left + 18 * SMOOTH, y)], color, width)

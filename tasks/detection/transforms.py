@@ -62,7 +62,8 @@ class TrainTransform:
             key: the sample's entry in the stream.
 
         Returns:
-            The sample at the network's input size, without objects that have become smaller than a pixel.
+            The sample at the network's input size, without objects that have become smaller than a
+            pixel.
         """
         sample, another = samples.sample(key.index), samples.random_sample
         mixing = key.position < self.mosaic_until
