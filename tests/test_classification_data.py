@@ -44,8 +44,8 @@ def pixels(size=(12, 16), channels=3, seed=0) -> np.ndarray:
 
 def save_image(path: Path, size=(12, 16), seed=0, grey=False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(pixels(size, seed=seed))
-    (picture.convert("L") if grey else picture).save(path)
+    image = Image.fromarray(pixels(size, seed=seed))
+    (image.convert("L") if grey else image).save(path)
 
 
 def make_folder(root: Path, splits=("train", "val"), counts=(("cat", 3), ("dog", 2))) -> Path:
@@ -118,7 +118,7 @@ def test_folder_without_validation_holds_out_every_tenth_of_each_class(tmp_path,
     assert len(everything) == len(data.train) + len(data.val) == 35
 
 
-def test_folder_ignores_what_is_hidden_or_no_picture_and_looks_into_subfolders(tmp_path):
+def test_folder_ignores_what_is_hidden_or_no_image_and_looks_into_subfolders(tmp_path):
     make_folder(tmp_path)
     (tmp_path / "train/.cache").mkdir()
     (tmp_path / "train/cat/._00.png").write_bytes(b"resource fork")
@@ -135,7 +135,7 @@ def test_folder_of_which_validation_lacks_a_class(tmp_path):
     assert labels(data.val) == ["a", "a", "c"]  # c stays the third class
 
 
-def without_pictures(root):
+def without_images(root):
     for path in (root / "train/dog").iterdir():
         path.unlink()
     return root / "train/dog"
@@ -147,7 +147,7 @@ def with_unknown_class(root):
 
 
 def with_one_class(root):
-    without_pictures(root)
+    without_images(root)
     (root / "train/dog").rmdir()
     return root / "train"
 
@@ -160,7 +160,7 @@ def without_training(root):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (without_pictures, "no pictures in"),
+        (without_images, "no images in"),
         (with_unknown_class, "the class horse"),
         (with_one_class, "1 folders of classes"),
         (without_training, "has val but no train"),
@@ -283,7 +283,7 @@ def test_damaged_fashion_mnist_is_named(tmp_path, damage):
 
 
 def make_cifar(root: Path, monkeypatch, fine: bool) -> tuple[Path, dict[str, np.ndarray]]:
-    """Batches as published, of 4 pictures each, with their checksums in place of the real ones."""
+    """Batches as published, of 4 images each, with their checksums in place of the real ones."""
     source = torchvision.datasets.CIFAR100 if fine else torchvision.datasets.CIFAR10
     folder = root / source.base_folder
     folder.mkdir(parents=True)
@@ -426,8 +426,8 @@ def test_hub_labels_of_every_kind(tmp_path, feature, values, classes):
     assert reader_of(data, "val").read(0)[0].shape == (3, 12, 16)
 
 
-def test_pictures_that_fill_several_arrow_arrays(monkeypatch):
-    """One array holds 2 GB, which 512 pictures of 1200x1200 exceed."""
+def test_images_that_fill_several_arrow_arrays(monkeypatch):
+    """One array holds 2 GB, which 512 images of 1200x1200 exceed."""
     whole = load("fake", limit_train=5, limit_val=2, image_size=(8, 8))
     size = len(whole.train[0]["image"]["bytes"])
     monkeypatch.setattr(schema, "MOST_BYTES", 2 * size)
@@ -436,7 +436,7 @@ def test_pictures_that_fill_several_arrow_arrays(monkeypatch):
     assert pieces.train[:] == whole.train[:] and pieces.val[:] == whole.val[:]
 
 
-def test_hub_pictures_are_not_copied(tmp_path):
+def test_hub_images_are_not_copied(tmp_path):
     hub_rows(datasets.Value("string"), ["y", "x"] * 6).save_to_disk(str(tmp_path / "saved"))
     before = sorted((tmp_path / "saved").rglob("*"))
     data = load(f"hub:{tmp_path / 'saved'}", **COLUMNS)  # holds out 0 and 10
@@ -538,7 +538,7 @@ def test_mixed_batches_of_two_processes_are_those_of_one(shapes):
         assert torch.equal(value, torch.cat([part[key] for part in parts]))
 
 
-def test_eval_pictures_are_one_size_whatever_they_were(tmp_path):
+def test_eval_images_are_all_of_one_size(tmp_path):
     make_folder(tmp_path)
     save_image(tmp_path / "val/cat/00.png", size=(40, 20), grey=True)
     data = load("folder", tmp_path)
@@ -560,7 +560,7 @@ def apply(transform, image, seed=0) -> torch.Tensor:
 
 
 def positions(height=60, width=80) -> torch.Tensor:
-    """A picture whose colours tell the place."""
+    """An image whose colours tell the place."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([y * 3, x * 3, torch.full_like(y, 7)]).to(torch.uint8)
 
@@ -580,7 +580,7 @@ def test_eval_takes_the_middle_at_its_proportions(image_size):
     assert abs(y.mean() - 29.5) < 1 and abs(x.mean() - 39.5) < 1
     scales = [(t.max() - t.min()).item() / n for t, n in zip((y, x), image_size, strict=True)]
     assert scales[0] == pytest.approx(scales[1], rel=0.05)
-    # The tighter side shows 0.8 of the picture, the other one no more than that.
+    # The tighter side shows 0.8 of the image, the other one no more than that.
     shown = [(t.max() - t.min()).item() / n for t, n in zip((y, x), (60, 80), strict=True)]
     assert max(shown) == pytest.approx(0.8, abs=0.04)
 
@@ -595,7 +595,7 @@ def test_resized_crops_keep_to_their_range():
     assert 0.22 < min(shares) < 0.4 and 0.45 < max(shares) < 0.65
 
 
-def test_random_crop_shifts_small_pictures_within_their_padding():
+def test_random_crop_shifts_small_images_within_their_padding():
     image = torch.from_numpy(pixels((32, 32))).permute(2, 0, 1).clamp(max=80)
     transform = train_transform((32, 32), hflip=0, random_crop=4)
     fill = torch.tensor(FILL, dtype=torch.uint8)[:, None, None]
@@ -609,7 +609,7 @@ def test_random_crop_shifts_small_pictures_within_their_padding():
         assert same.sum() == 1
         places.add(tuple(same.nonzero()[0].tolist()))
     assert len(places) > 30
-    assert apply(transform, positions()).shape == (3, 32, 32)  # pictures of another size too
+    assert apply(transform, positions()).shape == (3, 32, 32)  # also images of another size
 
 
 def test_flip_erasing_and_policies_do_what_they_say():
@@ -664,7 +664,7 @@ def mixed_samples(mixing: Mixing) -> list[dict]:
 
 
 @pytest.mark.parametrize("mixing", [Mixing(mixup=0.8), Mixing(cutmix=1.0)])
-def test_the_share_belongs_to_the_picture(mixing):
+def test_the_share_belongs_to_the_image(mixing):
     samples = mixed_samples(mixing)
     assert {sample["label2"] for sample in samples} == set(range(10))
     for sample in samples:
@@ -703,7 +703,7 @@ def spoil_by_emptying(path):
 
 
 @pytest.mark.parametrize("spoil", [spoil_jpeg, spoil_with_text, spoil_by_emptying])
-def test_a_bad_picture_is_named_in_one_sentence(tmp_path, spoil):
+def test_a_bad_image_is_named_in_one_sentence(tmp_path, spoil):
     path = str(spoil(make_folder(tmp_path) / "train/cat/01.png"))
     reader = reader_of(load("folder", tmp_path))
     dataset = train_data(reader, mixing=Mixing(0.2))
@@ -741,9 +741,9 @@ def test_a_row_with_a_wrong_label_is_named(tmp_path):
     assert "00.png" in str(caught.value) and is_one_sentence(str(caught.value))
 
 
-def test_a_folder_of_one_picture_per_class_is_refused(tmp_path):
+def test_a_folder_of_one_image_per_class_is_refused(tmp_path):
     make_folder(tmp_path, ("train",), counts=(("a", 1), ("b", 1)))
-    with pytest.raises(UserError, match="no class has two pictures"):
+    with pytest.raises(UserError, match="no class has two images"):
         load("folder", tmp_path)
 
 

@@ -27,7 +27,7 @@ class Mistake(NamedTuple):
 
 
 class ClassCounts:
-    """What the metrics of a classifier are made of, counted on the device.
+    """Counts over predictions, on the device, from which ``class_metrics`` computes the metrics.
 
     Args:
         num_classes: K.
@@ -36,7 +36,7 @@ class ClassCounts:
     Attributes:
         sums: "confusion" (K, K), truth (rows) against prediction; "top5", how often the truth is
             among the five most probable classes; "loss", the negative logarithm of the true
-            class's probability, summed. All float64; they add up over batches and processes.
+            class's probability, summed. All are float64 and add up over batches and processes.
     """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
@@ -60,7 +60,7 @@ class ClassCounts:
         )
         top = probabilities.topk(min(TOP, self.num_classes)).indices
         self.sums["top5"] += (top == labels[:, None]).sum()
-        # The logarithm of 0 is infinite, which one sample shouldn't make of a mean.
+        # The logarithm of 0 is infinite, and one such sample would make the mean infinite.
         of_label = probabilities.gather(1, labels[:, None]).double().clamp(min=1e-38)
         self.sums["loss"] -= of_label.log().sum()
 

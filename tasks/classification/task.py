@@ -25,7 +25,7 @@ class Details(NamedTuple):
 
     Attributes:
         confusion: (K, K) images, truth (rows) against prediction.
-        mistakes: the surest ones, surest first.
+        mistakes: the surest ones, the surest first.
     """
 
     confusion: Tensor
@@ -111,7 +111,7 @@ class Classification(Task):
         return Tally(counts.sums, self._surest(answers))
 
     def _surest(self, answers: list[Tensor]) -> list[Mistake]:
-        """The surest mistakes among answers (4, B) of probability, prediction, truth and index."""
+        """The surest mistakes among answers (4, B): probability, prediction, truth and index."""
         if not answers:
             return []
         rows = torch.cat(answers, 1).T.cpu()
@@ -126,7 +126,7 @@ class Classification(Task):
         return Evaluation(metrics, Details(sums["confusion"], mistakes))
 
     def figures(self, model: nn.Module, details: Details) -> dict[str, Tensor]:
-        """The confusion matrix, and the images about which the model was most surely wrong."""
+        """The confusion matrix, and the images on which the model was wrong and most sure."""
         figures = {"confusion": confusion_figure(details.confusion, self.data.classes)}
         if self.options.pictures:
             images = [self.val_data[mistake.index]["image"] for mistake in details.mistakes]
