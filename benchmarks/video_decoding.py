@@ -108,9 +108,7 @@ def measure(files: dict[str, list[Path]], clip: ClipOptions, rounds: int) -> Non
         taken = {way: seconds(way, path, clip, place) for way in ways}
         times[kind].append((taken[by_seeking], taken[by_decoding_all]))
         seekable[kind] += can_seek
-    print(
-        f"{'':14} {'seeking':>12} {'whole file':>12} {'ratio':>7} {'middle half':>14}  sought"
-    )
+    print(f"{'':14} {'seeking':>12} {'whole file':>12} {'ratio':>7} {'middle half':>14}  sought")
     for kind, pairs in times.items():
         seek, whole = np.array(pairs).T
         low, middle, high = np.quantile(whole / seek, [0.25, 0.5, 0.75])
