@@ -11,7 +11,8 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_segmentation_masks
 
 from data.masks import Color
-from figures.sheet import GAP, IGNORED_COLOR, INK, PAPER, paper
+from figures.canvas import INK, PAPER, grid
+from figures.sheet import IGNORED_COLOR
 from tasks.detection.geometry import to_letterbox
 from tasks.detection.metrics import RECALLS
 
@@ -53,9 +54,8 @@ def detection_panel(
     shown = prediction["scores"] >= min_score
     found = {name: value[shown] for name, value in prediction.items()}
     image, factor = _scaled(image.cpu())
-    gap = paper(image.shape[1], GAP)
     drawn = [draw_objects(image, objects, classes, colors, factor) for objects in (truth, found)]
-    return torch.cat([image, gap, drawn[0], gap, drawn[1]], dim=2)
+    return grid([image, *drawn], columns=3)
 
 
 def with_crowds(sample: dict[str, Any]) -> dict[str, Any]:
