@@ -60,10 +60,10 @@ def test_images_become_logits_and_every_parameter_learns(name):
     assert logits.shape == (2, 7) and logits.isfinite().all()
     logits.sum().backward()
     assert without_gradient(model) == []
-    assert all(p.requires_grad for p in model.parameters())  # nothing is left over in these
+    assert all(p.requires_grad for p in model.parameters())  # none of these has unused parameters
 
 
-def test_every_name_of_torchvisions_is_offered():
+def test_all_of_torchvisions_classifiers_are_offered():
     assert {"resnet50", "efficientnet_b0", "swin_t"} < set(CLASSIFICATION_MODELS)
     assert "fcn_resnet50" not in CLASSIFICATION_MODELS
     for name in ("shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5"):
@@ -92,7 +92,7 @@ def test_syncbnnet_keeps_small_images_large():
 
 
 @pytest.mark.parametrize("name", WITH_ACTIVATION)
-def test_timms_activations_survive_synchronised_batchnorm(name):
+def test_activations_of_timm_survive_synchronised_batchnorm(name):
     torch.manual_seed(0)
     model = build_classification_model(name, 5).eval()
     for module in model.modules():  # statistics at which the activation matters
@@ -253,7 +253,7 @@ def test_clips_that_a_model_cannot_take(name, fits, too_small):
     assert "x".join(map(str, too_small)) in one_sentence(caught)
 
 
-def test_factorised_convolutions_have_the_width_of_the_paper_and_about_the_same_size():
+def test_factorised_convolutions_have_the_width_and_size_of_the_paper():
     block = FactorizedConv(64, 128)
     # The paper's M for t = d = 3, N = 64 → 128.
     assert block[0].conv.out_channels == int(27 * 64 * 128 / (9 * 64 + 3 * 128)) == 230
@@ -268,7 +268,7 @@ def test_factorised_convolutions_have_the_width_of_the_paper_and_about_the_same_
     assert kernels == {(1, 3, 3), (3, 1, 1)}
 
 
-def test_a_factorised_network_mixes_space_and_time_in_turn_only():
+def test_a_factorised_network_convolves_space_and_time_in_turn():
     model = build_video_model("syncbnnet2plus1d", 5)
     for conv in (m for m in model.modules() if isinstance(m, nn.Conv3d)):
         assert conv.kernel_size in {(1, 3, 3), (3, 1, 1), (1, 1, 1)}

@@ -107,7 +107,7 @@ def test_unread_layers_of_hrnet_are_frozen_and_odd_sizes_work():
 @pytest.mark.parametrize("aux_loss", [False, True])
 @pytest.mark.parametrize("name", SEGMENTATION_MODELS)
 def test_every_parameter_gets_a_gradient(name, aux_loss):
-    """On the meta device: shapes and the graph are what counts, and ResNet-101 is large."""
+    """On the meta device: only shapes and the graph matter, and ResNet-101 is large."""
     if name.startswith("lraspp") and aux_loss:
         with pytest.raises(UserError, match="no auxiliary head"):
             build_segmentation_model(name, 5, aux_loss=True)
