@@ -139,13 +139,14 @@ def convert_norm(
         )
     for name, layer in layers.items():
         _check(name, layer, kind)
+    numbers = {module: number for number, module in enumerate(model.modules())}
+    subgroup = None if kind != "sync_bn" or group_size is None else _subgroup(group_size)
     new = {}
-    if kind != "sync_bn" or group_size is None:  # a layer that has a group of its own keeps it
-        for layer in layers.values():
-            new[layer] = _convert(layer, target, _group_of(layer) if kind == "sync_bn" else None)
-    else:
-        group = _subgroup(group_size)
-        new = {layer: _convert(layer, target, group) for layer in layers.values()}
+    for layer in layers.values():
+        group = subgroup
+        if kind == "sync_bn" and group_size is None:  # a layer that has a group of its own keeps it
+            group = _group_of(layer)
+        new[layer] = _convert(layer, target, group, numbers[layer])
     for parent in model.modules():
         for name, child in parent._modules.items():
             if child in new:
@@ -222,7 +223,9 @@ def _groups(channels: int) -> int | None:
     return None
 
 
-def _convert(layer: nn.Module, target: str, group) -> nn.Module:
+def _convert(
+    layer: nn.Module, target: str, group: dist.ProcessGroup | None, number: int
+) -> nn.Module:
     if family(layer) == "frozen_bn":
         layer = _thaw(layer)
     _revert(layer)
@@ -230,6 +233,7 @@ def _convert(layer: nn.Module, target: str, group) -> nn.Module:
     if target == "sync_bn (own)":
         layer.plain_class = type(layer)
         layer.group_name = None if group is None else group.group_name
+        layer.number = number
         layer.__class__ = SyncBatchNormAct if has_activation else SyncBatchNorm
     elif target == "sync_bn (torch)":
         layer.plain_class = type(layer)
@@ -261,7 +265,7 @@ def _revert(layer: _BatchNorm) -> None:
         return
     fallback = _timm("BatchNormAct2d") if hasattr(layer, "act") else BatchNorm
     layer.__class__ = layer.__dict__.pop("plain_class", fallback)
-    for attribute in ("group_name", "process_group"):
+    for attribute in ("group_name", "number", "process_group"):
         layer.__dict__.pop(attribute, None)
 
 
