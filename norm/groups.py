@@ -67,9 +67,11 @@ def find_group(name: str | None) -> Group | None:
     """The group called ``name`` (None: all ranks); None where there is nothing to synchronise."""
     if not (dist.is_available() and dist.is_initialized()):
         return None
-    group = dist.group.WORLD if name is None else process_group(name)
-    size = dist.get_world_size(group)
-    return Group(group.group_name, size) if size > 1 else None
+    if name is None:
+        name, size = dist.group.WORLD.group_name, dist.get_world_size()
+    else:
+        size = _size(name)
+    return Group(name, size) if size > 1 else None
 
 
 def gather(row: Tensor, group: Group) -> Tensor:
@@ -99,7 +101,7 @@ def sum_over_ranks(vector: Tensor, group: Group) -> Tensor:
 
 def gather_by_sum(row: Tensor, group: Group) -> Tensor:
     """``gather``, flat: gloo sums CUDA tensors in all versions, and gathers them in some."""
-    before = dist.get_rank(process_group(group.name)) * row.numel()
+    before = _rank(group.name) * row.numel()
     after = (group.size - 1) * row.numel() - before
     return _all_reduce(functional.pad(row, (before, after)), group)
 
@@ -113,11 +115,23 @@ def _all_reduce(tensor: Tensor, group: Group) -> Tensor:
     return total
 
 
-@torch._dynamo.assume_constant_result
+# torch.compile can't trace what is asked of a process group, and takes the answers as constants.
+
+
 @torch.compiler.assume_constant_result
 def _goes_by_gloo(name: str) -> bool:
     """Whether the group exchanges CUDA tensors by gloo: several ranks on one GPU do."""
     return process_group(name)._get_backend(torch.device("cuda")).name() == "gloo"
+
+
+@torch.compiler.assume_constant_result
+def _rank(name: str) -> int:
+    return dist.get_rank(process_group(name))
+
+
+@torch.compiler.assume_constant_result
+def _size(name: str) -> int:
+    return dist.get_world_size(process_group(name))
 
 
 def process_group(name: str) -> dist.ProcessGroup:
