@@ -13,7 +13,7 @@ and x² lose: at mean/std = 1e3 those are 19 % wrong in float32.
 
 Each step has one plain version, which is what torch.compile traces and every device can run, and
 native versions that need fewer passes (CPU) or fewer kernel launches (CUDA) in eager mode. Nothing
-here reads a value on the host. The CUDA versions have not yet been run on GPUs.
+here reads a value on the host, but for one check on the CPU (``normalise``).
 """
 
 import torch
@@ -38,7 +38,7 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def dense(x: Tensor) -> Tensor:
-    """`x` itself where it is contiguous or channels_last(_3d), else a contiguous copy."""
+    """``x`` itself where it is contiguous or channels_last(_3d), else a contiguous copy."""
     if x.is_contiguous():
         return x
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
@@ -49,7 +49,7 @@ def dense(x: Tensor) -> Tensor:
 
 
 def _like(grad: Tensor, x: Tensor) -> Tensor:
-    """`grad` laid out in memory as `x` is: the native kernels want both alike."""
+    """``grad`` laid out in memory as ``x`` is: the native kernels want both alike."""
     if grad.stride() == x.stride():
         return grad
     return torch.empty_like(x, dtype=grad.dtype).copy_(grad)
@@ -83,7 +83,7 @@ def _eager(x: Tensor) -> bool:
 def local_statistics(x: Tensor) -> Tensor:
     """One row of what this rank knows: [mean (C), biased variance (C), number of values (1)].
 
-    An empty x gives zeros: it weighs nothing in `combine`.
+    An empty x gives zeros: it weighs nothing in ``combine``.
 
     Args:
         x: (N, C, ...), dense.
@@ -108,7 +108,7 @@ def local_statistics(x: Tensor) -> Tensor:
 
 
 def combine(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The statistics of the joined batch from every rank's row of `local_statistics`.
+    """The statistics of the joined batch from every rank's row of ``local_statistics``.
 
     Args:
         rows: (ranks, 2C+1).
@@ -134,9 +134,9 @@ def combine_and_track(
     batches: Tensor | None,
     momentum: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`combine`, then move the running statistics towards the result, in place.
+    """``combine``, then move the running statistics towards the result, in place.
 
-    The step is `momentum`, or 1/(number of batches) where momentum is None, or nothing where the
+    The step is ``momentum``, or 1/(number of batches) where momentum is None, or nothing where the
     joined batch is empty. The running variance takes the unbiased variance as BatchNorm's does; of
     a single value, whose unbiased variance would be 0/0, it takes the biased one, 0.
 

@@ -39,15 +39,13 @@ class SyncBatchNorm(_BatchNorm):
     Every rank has to call the layer the same number of times, forward and backward. A rank with
     nothing to compute calls it with x[:0] and keeps the output in its loss.
 
-    On CUDA: not yet run on GPUs.
-
     Args:
         num_features: C.
         eps: added to the variance.
         momentum: weight of the new value in the running statistics; None for their plain average.
         affine: whether there is a weight and a bias.
         track_running_stats: whether there are running statistics.
-        group_name: name of the process group to synchronise in (`group.group_name`); None for all
+        group_name: name of the process group to synchronise in (``group.group_name``); None for all
             ranks. The group must exist in every process where the layer runs.
         device: of the parameters and buffers.
         dtype: of the parameters and buffers.
@@ -59,7 +57,7 @@ class SyncBatchNorm(_BatchNorm):
 
     Warns:
         UserWarning: once per process, of a forward in training mode with gradients off, which most
-            likely is an evaluation without `eval()`.
+            likely is an evaluation without ``eval()``.
     """
 
     # Defaults for a BatchNorm that ``convert_norm`` turned into this class.

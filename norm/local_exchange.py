@@ -36,14 +36,13 @@ class LocalExchange:
     Args:
         peers: the connection to every other rank.
         largest_row: bytes of the largest row to exchange, the same on all ranks.
+        seconds: how long to wait for a peer that doesn't send, or doesn't read.
     """
 
-    def __init__(self, peers: dict[int, socket.socket], largest_row: int) -> None:
+    def __init__(self, peers: dict[int, socket.socket], largest_row: int, seconds: int) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._group = weakref.ref(dist.group.WORLD)
         self._peers, self._largest_row, self._number = peers, largest_row, 0
-        backend = dist.group.WORLD._get_backend(torch.device("cpu"))
-        seconds = max(1, int(backend.options._timeout.total_seconds()))
         for peer in peers.values():
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
                 peer.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
@@ -136,6 +135,10 @@ def connect() -> LocalExchange | None:
     world, rank = dist.get_world_size(), dist.get_rank()
     if not hasattr(socket, "AF_UNIX") or not 1 < world <= MOST_RANKS:
         return None
+    try:
+        gloo = dist.group.WORLD._get_backend(torch.device("cpu"))
+    except RuntimeError:  # a group of GPUs alone
+        return None
     folder = Path(tempfile.mkdtemp(prefix="exchange-"))  # nobody else's processes can enter it
     peers: dict[int, socket.socket] = {}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -165,7 +168,8 @@ def connect() -> LocalExchange | None:
         for peer in peers.values():
             _enlarge_buffers(peer)
         largest_row = min(everyone) // ROWS_PER_BUFFER - HEADER.size
-        return LocalExchange(dict(sorted(peers.items())), largest_row)
+        seconds = max(1, int(gloo.options._timeout.total_seconds()))
+        return LocalExchange(dict(sorted(peers.items())), largest_row, seconds)
     for peer in peers.values():
         peer.close()
     return None

@@ -462,7 +462,7 @@ def wrong_input_is_refused(rank, world):
         try:
             SyncBatchNorm(3)(torch.zeros(shape))
         except ValueError as refusal:
-            assert "expected" in str(refusal)
+            assert "Expected" in str(refusal)
         else:
             raise AssertionError(f"accepted {shape}")
 
