@@ -9,7 +9,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from engine.checkpoint import Checkpoint, save_checkpoint
-from engine.options import TrainingOptions
+from engine.options import CommonOptions, TrainingOptions
 
 
 @dataclass
@@ -27,6 +27,19 @@ class Progress:
     evaluated_step: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
+
+    def to_checkpoint(self, options: CommonOptions, identity: dict[str, Any]) -> dict[str, Any]:
+        """The content of a checkpoint's state.json."""
+        return asdict(self) | {
+            "samples": self.step * identity["global_batch_size"],
+            "options": asdict(options),
+            "identity": identity,
+        }
+
+    def restore(self, stored: dict[str, Any]) -> None:
+        """Take over what ``to_checkpoint`` made."""
+        for name in asdict(self):
+            setattr(self, name, stored[name])
 
 
 @dataclass
@@ -53,11 +66,7 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
         }
-        state = asdict(self.progress) | {
-            "samples": self.progress.step * identity["global_batch_size"],
-            "options": asdict(options),
-            "identity": identity,
-        }
+        state = self.progress.to_checkpoint(options, identity)
         ema = self.ema.module.state_dict() if self.ema else None
         checkpoint = Checkpoint(self.model.state_dict(), ema, optimizer, state)
         save_checkpoint(folder / "checkpoints", checkpoint, options.keep_checkpoints)
@@ -70,5 +79,4 @@ class State:
         self.optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
         if self.scaler and checkpoint.optimizer["scaler"]:
             self.scaler.load_state_dict(checkpoint.optimizer["scaler"])
-        for name in asdict(self.progress):
-            setattr(self.progress, name, checkpoint.state[name])
+        self.progress.restore(checkpoint.state)
