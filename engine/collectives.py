@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import broadcast_object_list
 
 
 def is_distributed() -> bool:
@@ -20,17 +21,14 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
 
 def from_main_process(value: Any) -> Any:
     """The main process's value, on every process (one collective of pickled host data)."""
-    if not is_distributed():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    return broadcast_object_list([value])[0]
 
 
 def gather_lists(values: list) -> list:
     """The lists of all processes joined, on the main process; [] on the others (one collective).
 
-    The entries must be host data that can be pickled.
+    The entries must be host data that can be pickled. Accelerate's ``gather_object`` would send all
+    of them to every process.
     """
     if not is_distributed():
         return values

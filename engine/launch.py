@@ -31,9 +31,10 @@ SECONDS_FOR_THE_FIRST_ERROR = 5.0
 
 
 def read_options(options_class: type[Options], description: str) -> Options:
-    """``parse`` for the top of a script: prints on the first process only, ends on a mistake.
+    """Read the options, at the top of a script.
 
-    An output folder that holds another run is a mistake too.
+    A mistake in them, or an output folder that holds another run, ends the process with one
+    sentence. Only the first process prints.
     """
     if _rank() != 0:
         logging.disable(logging.WARNING)
@@ -51,9 +52,9 @@ def read_options(options_class: type[Options], description: str) -> Options:
 def run(main: Callable[[Options], int], options: Options) -> None:
     """Run a script's ``main`` and end the process with the exit status that it returns.
 
-    A UserError ends it with status 2 and one sentence; any other error with status 1 and its
-    traceback. Either is also left where torchrun and ``accelerate launch`` look for it, so the
-    first failing process's error is the last thing on the screen.
+    A UserError ends it with status 2 and one sentence, any other error with status 1 and a
+    traceback. The error is also written to the file that torchrun and ``accelerate launch`` read,
+    so that the first failing process's error is the last thing on the screen.
     """
     sys.exit(_guarded(lambda: main(options)))
 
@@ -76,7 +77,7 @@ def _rank() -> int:
 
 
 def _wait_for_others(is_own_error: bool) -> None:
-    """A mistake in the options is every process's; it should be said once, by the first."""
+    """Every process meets a mistake in the options; only the first should report it."""
     if not is_own_error:
         time.sleep(SECONDS_FOR_THE_FIRST_ERROR)
 

@@ -4,8 +4,8 @@ They are not given to ``accelerator.prepare``: the batches are already this proc
 preparing them would split them a second time.
 
 Their workers are forked once, before training starts, and live as long as the run. A fork copies
-the locks that other threads hold at that moment and not the threads that would release them; forked
-at every evaluation, in the middle of training, a worker was seen to hang for ever in the fork.
+the locks that other threads hold at that moment, but not the threads that would release them: of
+workers forked at every evaluation, in the middle of training, one was seen to hang for ever.
 """
 
 import os
@@ -114,8 +114,8 @@ def started(loader: DataLoader) -> DataLoader:
 def stop_workers(*sources: DataLoader | Iterator | None) -> None:
     """End the workers of loaders, or of their iterators, now.
 
-    Left to the garbage collector after an exception, torch waits 10 seconds for each worker: the
-    collector has already closed the queue through which the worker would be told to end.
+    If they are left to the garbage collector after an exception, torch waits 10 seconds for each:
+    the collector has already closed the queue through which the worker would be told to end.
     """
     for source in sources:
         iterator = getattr(source, "_iterator", source)

@@ -31,6 +31,7 @@ from engine.loss_buffer import LossBuffer, StepRecord
 from engine.optim import all_finite, create_ema, create_optimizer, lr_schedule
 from engine.options import TrainingOptions
 from engine.plan import Plan
+from engine.rehearsal import compare_with_eager
 from engine.report import Report, Stopwatch, peak_memory_bytes, profiler
 from engine.resume import claim_folder, find_checkpoint, read_checkpoint
 from engine.run_folder import write_atomically
@@ -113,6 +114,7 @@ class Trainer:
             self.saved_step = self.state.progress.step
             if not (self.path / "best.safetensors").exists():  # a new folder has no best weights
                 self.state.progress.best = {}
+        self.first_step = self.state.progress.step
         self.stop = StopRequest()
         self.train_batches, self.evaluator = self._start_loaders()
 
@@ -196,6 +198,10 @@ class Trainer:
         progress, plan = self.state.progress, self.plan
         step = progress.step
         micro_batches = [self._next_batch() for _ in range(plan.grad_accum)]
+        if self.options.compile and step == self.first_step:
+            half = self.accelerator.mixed_precision != "no"
+            precision = "half" if half else "double" if self.options.double else "single"
+            compare_with_eager(self.step, self.state.model, micro_batches, step, precision)
         progress.step += 1
         found = self.step(
             micro_batches,
@@ -222,8 +228,7 @@ class Trainer:
     @contextlib.contextmanager
     def _probe(self) -> Iterator[None]:
         """In the step before an evaluation, measure how far the processes' batches disagree."""
-        due = self._eval_due(self.state.progress.step)
-        if not due or self.plan.num_processes == 1 or self.options.compile:
+        if not self._eval_due() or self.plan.num_processes == 1 or self.options.compile:
             yield
             return
         with rank_disagreement(self.state.model) as probe:  # one collective, one device sync
@@ -232,15 +237,13 @@ class Trainer:
             self.disagreement = probe.result
 
     def _log_due(self) -> bool:
-        step = self.state.progress.step
-        return step % self.options.log_every == 0 or step == self.plan.total_steps
+        return self.plan.due(self.plan.log_every, self.state.progress.step)
 
-    def _eval_due(self, step: int) -> bool:
-        return step % self.plan.eval_every == 0 or step == self.plan.total_steps
+    def _eval_due(self) -> bool:
+        return self.plan.due(self.plan.eval_every, self.state.progress.step)
 
     def _save_due(self) -> bool:
-        step = self.state.progress.step
-        return step % self.plan.checkpoint_every == 0 or step == self.plan.total_steps
+        return self.plan.due(self.plan.checkpoint_every, self.state.progress.step)
 
     def _read_losses(self) -> int:
         """Look at the losses of the steps since the last look, and log the newest.
@@ -256,7 +259,7 @@ class Trainer:
         """
         on_cpu = self.accelerator.device.type == "cpu"
         step = self.state.progress.step
-        if not (on_cpu or self._log_due() or self._eval_due(step) or self._save_due()):
+        if not (on_cpu or self._log_due() or self._eval_due() or self._save_due()):
             return 0
         records = self.losses.read()
         for record in records:
@@ -300,7 +303,7 @@ class Trainer:
         progress = self.state.progress
         signum = 0
         with self.stop.busy():
-            evaluates = self._eval_due(progress.step) and progress.evaluated_step != progress.step
+            evaluates = self._eval_due() and progress.evaluated_step != progress.step
             if evaluates:
                 signum = self._evaluate()
             changed = evaluates or self.saved_step != progress.step

@@ -22,6 +22,7 @@ class Plan:
         total_steps: optimizer steps of the whole run.
         eval_every: optimizer steps between evaluations.
         checkpoint_every: optimizer steps between checkpoints.
+        log_every: optimizer steps between log lines.
         peak_lr: learning rate after the warm-up, scaled to the batch if asked for.
     """
 
@@ -32,7 +33,12 @@ class Plan:
     total_steps: int
     eval_every: int
     checkpoint_every: int
+    log_every: int
     peak_lr: float
+
+    def due(self, every: int, step: int) -> bool:
+        """Whether what happens every so many steps, and at the end, is due after a step."""
+        return step % every == 0 or step == self.total_steps
 
     @property
     def total_samples(self) -> int:
@@ -84,5 +90,6 @@ def make_plan(options: "TrainingOptions", num_samples: int, num_processes: int) 
         total_steps=total,
         eval_every=eval_every,
         checkpoint_every=options.checkpoint_every or eval_every,
+        log_every=options.log_every,
         peak_lr=options.lr * (global_batch / options.scale_lr if options.scale_lr else 1),
     )

@@ -74,17 +74,7 @@ class OptimizerStep:
         Raises:
             UserError: a BatchNorm layer gets one value per channel.
         """
-        denominators = self._denominators(micro_batches)
-        seed_step(self.options.seed, step, self.accelerator.process_index)
-        self.model.train()
-        sums = StepSums()
-        for batch in micro_batches[:-1]:
-            with self.accelerator.no_sync(self.model):
-                sums.add(self._forward_backward(batch, denominators))
-        with around_last:
-            sums.add(self._forward_backward(micro_batches[-1], denominators))
-        values = sums.over_processes(self.model, signum)
-
+        sums, values = self.gradients(micro_batches, step, signum, around_last)
         grad_norm = None
         if self.options.clip_grad or measure_gradient:
             largest = self.options.clip_grad or math.inf
@@ -96,6 +86,25 @@ class OptimizerStep:
         if self.state.ema:
             self.state.ema.update(self.state.model, step + 1)
         return sums, values, grad_norm
+
+    def gradients(
+        self,
+        micro_batches: list[Batch],
+        step: int,
+        signum: int,
+        around_last: contextlib.AbstractContextManager,
+    ) -> tuple[StepSums, Tensor]:
+        """The part of a step that leaves the global gradient; arguments and results as there."""
+        denominators = self._denominators(micro_batches)
+        seed_step(self.options.seed, step, self.accelerator.process_index)
+        self.model.train()
+        sums = StepSums()
+        for batch in micro_batches[:-1]:
+            with self.accelerator.no_sync(self.model):
+                sums.add(self._forward_backward(batch, denominators))
+        with around_last:
+            sums.add(self._forward_backward(micro_batches[-1], denominators))
+        return sums, sums.over_processes(self.model, signum)
 
     def _denominators(self, batches: list[Batch]) -> dict[str, Tensor]:
         """The denominators of the global loss; one collective where the task has its own."""

@@ -1,7 +1,7 @@
 """Signals: finish the step, save, exit; never hang on a peer that has died.
 
 Slurm and spot machines send SIGTERM, Ctrl-C sends SIGINT, and torchrun sends SIGTERM to the
-survivors when a process of the job has failed. The death of torchrun itself counts as SIGTERM, for
+survivors when a process of the job has failed. The death of torchrun itself counts as SIGTERM:
 its processes would go on unattended. The first signal asks the training loop to stop at the next
 step boundary, where all processes agree on it. A survivor of a dead peer never reaches that
 boundary: it is blocked in a collective, where Python's signal handlers don't run. So signals are

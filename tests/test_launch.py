@@ -31,7 +31,6 @@ CONFIGS = {
     "8gpu": (DistributedType.MULTI_GPU, 8, 1),
     "2cpu": (DistributedType.MULTI_GPU, 2, 1),
     "2node_8gpu": (DistributedType.MULTI_GPU, 16, 2),
-    "fsdp2": (DistributedType.FSDP, 2, 1),
 }
 
 

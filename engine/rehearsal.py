@@ -1,0 +1,111 @@
+"""The first step of a compiled run, held against the same step without the compiler.
+
+A compiler's mistake can leave a loss right and its gradients wrong: such a network trains nothing
+and says nothing. So both passes run once, before the first step, and leave no trace.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from engine.loss_buffer import StepSums
+from engine.step import OptimizerStep
+from engine.task import Batch
+from errors import UserError
+
+# Largest relative difference of a loss or of a parameter's gradient norm, by the precision computed
+# in. Compilers reorder sums; a mistake is off by its whole size.
+TOLERANCES = {"half": 0.3, "single": 0.05, "double": 1e-6}
+# Gradients smaller than this share of the largest are rounding, as of a bias before BatchNorm.
+NEGLIGIBLE = 1e-4
+# Losses of two passes that differ by more than this, relatively, show a network that is random.
+ROUNDING = 1e-4
+
+
+class Pass(NamedTuple):
+    """The loss of a step, and the norm of each parameter's gradient by the parameter's name."""
+
+    loss: float
+    norms: dict[str, float]
+
+
+def compare_with_eager(
+    step: OptimizerStep, model: nn.Module, micro_batches: list[Batch], number: int, precision: str
+) -> None:
+    """Make the forward and backward passes of a step eagerly and compiled, and compare them.
+
+    Three passes more than the step's own; every process has to make the call. A network that draws
+    at random (dropout, sampled proposals) draws otherwise when compiled: of such a network only
+    vanished and infinite gradients are found.
+
+    Args:
+        step: the step, with the compiled model.
+        model: the unwrapped model.
+        micro_batches: of the step, on the device.
+        number: optimizer steps done before.
+        precision: a key of TOLERANCES.
+
+    Raises:
+        UserError: they differ; the message names the first parameter.
+    """
+    with _no_trace(model):
+        with torch.compiler.set_stance("force_eager"):
+            eager = _run(step, model, micro_batches, number)
+            other = _run(step, model, micro_batches, number + 1)
+        compiled = _run(step, model, micro_batches, number)
+    is_random = not math.isclose(other.loss, eager.loss, rel_tol=ROUNDING)
+    tolerance = math.inf if is_random else TOLERANCES[precision]
+    found = _first_difference(eager, compiled, tolerance)
+    if found:
+        raise UserError(
+            f"Compiled, the first step is wrong under torch {torch.__version__}: {found}. Train "
+            "without --compile, or with another version of torch."
+        )
+
+
+def _first_difference(eager: Pass, compiled: Pass, tolerance: float) -> str:
+    """The first quantity that differs, in words, or ""."""
+    if not _close(eager.loss, compiled.loss, tolerance, floor=0.0):
+        return f"the loss is {compiled.loss:.6g} instead of {eager.loss:.6g}"
+    largest = max(eager.norms.values(), default=0.0)
+    for name, norm in eager.norms.items():
+        mine = compiled.norms[name]
+        if not _close(norm, mine, tolerance, floor=NEGLIGIBLE * largest):
+            return f"the gradient of {name} has the norm {mine:.6g} instead of {norm:.6g}"
+    return ""
+
+
+def _close(expected: float, found: float, tolerance: float, floor: float) -> bool:
+    if not math.isfinite(expected):  # fp16's first steps overflow
+        return True
+    if not math.isfinite(found) or ((found == 0) != (expected == 0) and abs(expected) > floor):
+        return False
+    return abs(found - expected) <= tolerance * max(abs(expected), floor) or abs(expected) <= floor
+
+
+def _run(step: OptimizerStep, model: nn.Module, micro_batches: list[Batch], number: int) -> Pass:
+    """One pass of a step without the optimizer; a device sync."""
+    sums, values = step.gradients(micro_batches, number, 0, contextlib.nullcontext())
+    named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    norms = torch.stack(torch._foreach_norm(list(named.values()))).tolist() if named else []
+    step.optimizer.zero_grad()
+    loss = _loss(sums, values)
+    return Pass(loss, dict(zip(named, norms, strict=True)))
+
+
+def _loss(sums: StepSums, values: Tensor) -> float:
+    return values[: len(sums.parts)].sum().item()
+
+
+@contextlib.contextmanager
+def _no_trace(model: nn.Module) -> Iterator[None]:
+    """Inside, buffers may change; afterwards they are as before."""
+    saved = [buffer.clone() for buffer in model.buffers()]
+    yield
+    with torch.no_grad():
+        for buffer, value in zip(model.buffers(), saved, strict=True):
+            buffer.copy_(value)
