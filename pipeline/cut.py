@@ -5,6 +5,7 @@ stages together are that of the uncut network.
 """
 
 import copy
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -151,19 +152,21 @@ def cut_evenly(weights: Sequence[int], stages: int) -> list[int]:
             f"A network of {count} pieces can't be cut into {stages} stages: use at most "
             f"{count} stages, or a deeper --model."
         )
-    # best[i]: the heaviest stage's weight, and the starts, of units i.. in so many stages.
-    best = {first: (sum(weights[first:]), [first]) for first in range(count)}
-    for _ in range(stages - 1):
-        best = {
-            first: min(
-                (max(sum(weights[first:second]), best[second][0]), [first, *best[second][1]])
-                for second in range(first + 1, count)
-                if second in best
-            )
-            for first in range(count)
-            if any(second in best for second in range(first + 1, count))
-        }
-    return best[0][1]
+
+    @functools.cache
+    def best(first: int, stages: int) -> tuple[int, list[int]]:
+        """The heaviest stage's weight, and the starts, of the units from ``first`` on."""
+        if stages == 1:
+            return sum(weights[first:]), [first]
+        rests = [
+            (second, best(second, stages - 1)) for second in range(first + 1, count - stages + 2)
+        ]
+        return min(
+            (max(sum(weights[first:second]), heaviest), [first, *starts])
+            for second, (heaviest, starts) in rests
+        )
+
+    return best(0, stages)[1]
 
 
 @dataclass(frozen=True)
