@@ -9,23 +9,24 @@
         ...
     torch.save(model.state_dict(), "net.pt")    # the plain network's names, no "module."
 
-The rest of the script stays as it was. Underneath is `torch.nn.DataParallel`, its usual snags seen
-to.
+The rest of the script stays as it is. The work is done by ``torch.nn.DataParallel``; the wrapper
+keeps the model's interface and refuses what DataParallel gets wrong.
 
-**A loss inside the model.** Where `forward` returns the loss, several GPUs return a vector with one
-loss each. `loss.mean().backward()` suits any number of GPUs. It weighs the GPUs equally: a batch
-that does not divide evenly is better dropped (`drop_last=True`).
+**A loss inside the model.** If ``forward`` returns the loss, several GPUs return a vector with one
+loss each. ``loss.mean().backward()`` works for any number of GPUs. It weighs the GPUs equally, so
+drop a last batch that does not divide evenly (``drop_last=True``).
 
 **When to move on.** DataParallel copies the network to every GPU in every step, drives all of them
-from one Python thread pool, and gathers the outputs on the first. BatchNorm normalises with each
-GPU's own part of the batch, and only the first GPU's running statistics are kept. DataParallel
-cannot synchronise them. So take one process per GPU (DistributedDataParallel, Accelerate) when
+from the threads of one Python process, and gathers the outputs on the first. BatchNorm uses the
+statistics of each GPU's own part of the batch, and only the first GPU's running statistics are
+kept. DataParallel cannot synchronise them. Use one process per GPU (DistributedDataParallel,
+Accelerate) when
 
 - only a few samples fit on a GPU: that needs SyncBatchNorm;
 - the GPUs wait for Python, for the first GPU or for the copies;
 - there is more than one machine.
 
-Tested without a GPU and with a stand-in for several: it has not yet been run on several GPUs.
+The tests use no GPU and a stand-in for several. The file has not been run on several GPUs.
 """
 
 import functools
@@ -39,37 +40,37 @@ from typing import Any
 import torch
 from torch import nn
 
-# Below 16 samples the error of a network with BatchNorm begins to rise
-# (https://arxiv.org/abs/1803.08494).
+# With fewer samples per GPU the error of a network with BatchNorm rises
+# (https://arxiv.org/abs/1803.08494, figure 1).
 LEAST_PER_GPU = 16
 
 
 class CudaMultiGPU:
-    """A model on every CUDA device, on the one there is, or on the CPU, with the model's interface.
+    """A model on all CUDA devices, on the only one, or on the CPU, with the model's interface.
 
-    Calling it splits tensors along their first dimension over the devices and gathers the outputs
-    on the first. Everything else is the model's own: parameters, methods, attributes, also setting
-    them, and `model[0]`. A method other than a call runs on the first device only, with inputs as
-    they are given. `to` and the like change the type, but not the device.
-    What checks for an `nn.Module`, such as `torch.compile` and `AveragedModel`, takes `.model`.
+    A call splits tensors along their first dimension over the devices and gathers the outputs on
+    the first. Everything else is the model's own: parameters, methods, attributes (also setting
+    them) and ``model[0]``. Methods run on the first device only, and their inputs are not moved.
+    ``to`` and its relatives change the type, but refuse to change the device. Functions that
+    require an ``nn.Module``, such as ``torch.compile`` and ``AveragedModel``, take ``.model``.
 
-    Pickling and copying it keep the model and `device_ids`, and look for the devices anew. A file
-    for other machines is better made from `state_dict()`.
+    A pickle or copy keeps the model and ``device_ids``, and looks for the devices anew. For other
+    machines, save ``state_dict()`` instead.
 
     Args:
         model: the network; it is moved to the first device.
-        device_ids: CUDA devices, such as `[0, 1]` or `["cuda:1"]`; None for all that are visible,
-            `[]` for the CPU.
+        device_ids: CUDA devices, such as ``[0, 1]`` or ``["cuda:1"]``; None for all that are
+            visible, ``[]`` for the CPU.
 
     Attributes:
         model: the network itself.
-        device: where the parameters are and the outputs arrive.
+        device: holds the parameters and the outputs.
         device_ids: indices of the CUDA devices in use.
 
     Raises:
-        TypeError: `model` is no `nn.Module`, or is wrapped already.
-        ValueError: a device that does not exist or is named twice, or SyncBatchNorm on several;
-            moving the model to another device.
+        TypeError: ``model`` is not an ``nn.Module``, or is wrapped already.
+        ValueError: a device does not exist or is named twice, or the model has SyncBatchNorm and
+            there are several devices; later, the model is to be moved to another device.
 
     Warns:
         UserWarning: the model has BatchNorm and there are several devices.
@@ -104,13 +105,13 @@ class CudaMultiGPU:
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's output for a batch, on `device`."""
+        """The model's output for a batch, on ``device``."""
         return self._run(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        """The model's attribute or method; what returns the model (`train()`) returns this."""
+        """The model's attribute; methods that return the model (``train()``) return the wrapper."""
         if name in OWN:
-            raise AttributeError(name)  # not yet set: __init__ has raised
+            raise AttributeError(name)  # not yet set: __init__ raised an error
         value = getattr(self.model, name)
         if not isinstance(value, types.MethodType) or value.__self__ is not self.model:
             return value
@@ -126,7 +127,7 @@ class CudaMultiGPU:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in OWN:
-            raise AttributeError(f"{name} can't be changed; wrap the model anew.")
+            raise AttributeError(f"{name} can't be changed: wrap the model anew.")
         setattr(self.model, name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -140,7 +141,7 @@ class CudaMultiGPU:
         return len(self.model)
 
     def __bool__(self) -> bool:
-        return bool(self.model)  # of a network without a length, True
+        return bool(self.model)  # True for a network without a length
 
     def __getitem__(self, key: Any) -> Any:
         return self.model[key]
@@ -166,27 +167,27 @@ MOVES = ("to", "to_empty", "cpu", "cuda", "xpu")
 def recommended_num_workers(gpus: int | None = None) -> int:
     """CPU cores per GPU, at least 1: loader workers for a process that feeds one GPU.
 
-    Counted are the cores that this process may use, within a container's CPU limit. CudaMultiGPU
-    feeds all its GPUs from one loader, which may have all cores: `recommended_num_workers(1)`.
+    It counts the cores that this process may use, within a container's CPU limit. CudaMultiGPU
+    feeds all its GPUs from one loader, which may have all cores: ``recommended_num_workers(1)``.
 
     Args:
-        gpus: how many share the cores; None for all that are visible.
+        gpus: number of GPUs that share the cores; None for all that are visible.
 
     Raises:
-        ValueError: `gpus` is below 1.
+        ValueError: ``gpus`` is below 1.
     """
     if gpus is None:
         gpus = max(1, torch.cuda.device_count())
     if gpus < 1:
-        raise ValueError(f"{gpus} GPUs can't share cores; give at least 1.")
+        raise ValueError(f"{gpus} GPUs can't share cores: pass at least 1.")
     return max(1, usable_cores() // gpus)
 
 
 def usable_cores(cgroup: str = "/sys/fs/cgroup") -> int:
-    """Cores that this process may use: its affinity, and its container's limit (cgroup v2).
+    """Cores that this process may use, by its affinity and its container's limit (cgroup v2).
 
     Args:
-        cgroup: folder that holds the limit, `cpu.max`.
+        cgroup: folder that holds the limit, ``cpu.max``.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -203,20 +204,20 @@ def usable_cores(cgroup: str = "/sys/fs/cgroup") -> int:
 def batch_size_hint(
     batch_size: int, gpus: int | None = None, least: int = LEAST_PER_GPU
 ) -> tuple[int, str]:
-    """The batch size to take instead of `batch_size`, if any, and the reason.
+    """A batch size that suits the GPUs, and the reason.
 
     Args:
-        batch_size: of the whole batch, that the GPUs share.
-        gpus: how many; None for all that are visible.
-        least: samples per GPU, below which BatchNorm's statistics are too noisy; 1 for a network
+        batch_size: of the whole batch, which the GPUs share.
+        gpus: number of GPUs; None for all that are visible.
+        least: samples per GPU below which BatchNorm's statistics are too noisy; 1 for a network
             without BatchNorm.
 
     Returns:
-        The smallest size from `batch_size` that divides evenly and has `least` samples per GPU, and
-        a sentence that says so.
+        The smallest size from ``batch_size`` on that divides evenly and has ``least`` samples per
+        GPU, and a sentence with the reason.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number is below 1.
     """
     if gpus is None:
         gpus = max(1, torch.cuda.device_count())
@@ -229,16 +230,16 @@ def batch_size_hint(
     if each == least > 1:
         instead = "SyncBatchNorm in one process per GPU" if gpus > 1 else "GroupNorm"
         reason = (
-            f"BatchNorm sees one GPU's samples only and wants {least} on each of {gpus} "
+            f"BatchNorm sees one GPU's samples only and needs {least} on each of {gpus} "
             f"GPU{plural}; if they don't fit, train with {instead}."
         )
     else:
         reason = f"it divides evenly over {gpus} GPU{plural}, {each} on each."
-    return size, f"Take {size} rather than {batch_size}: {reason}"
+    return size, f"Use {size} rather than {batch_size}: {reason}"
 
 
 def _cuda_devices(asked: Sequence[int | str | torch.device] | None) -> list[int]:
-    """Indices of the CUDA devices asked for, all that are visible for None."""
+    """Indices of the CUDA devices asked for; of all that are visible for None."""
     count = torch.cuda.device_count()
     if asked is None:
         return list(range(count))
@@ -251,16 +252,16 @@ def _cuda_devices(asked: Sequence[int | str | torch.device] | None) -> list[int]
         if kind != "cuda" or not 0 <= index < count:
             raise ValueError(
                 f"device_ids names {device}, which is none of the {count} CUDA devices of this "
-                "machine; leave device_ids out to use all of them, or the CPU where there is none."
+                "machine: leave device_ids out to use all of them, or the CPU if there are none."
             )
         ids.append(index)
     if len(set(ids)) < len(ids):
-        raise ValueError(f"device_ids names a device twice: {ids}.")
+        raise ValueError(f"device_ids names a device twice: {ids}; name each once.")
     return ids
 
 
 def _refuse_to_move(model: nn.Module, name: str, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Refuse a move of the model, after which DataParallel would look for it in the old place."""
+    """Refuse to move the model: DataParallel would look for it in the old place."""
     probe = nn.Module()
     for tensor in (*model.parameters(), *model.buffers()):
         probe.register_buffer("tensor", torch.zeros((), device=tensor.device))
@@ -268,23 +269,23 @@ def _refuse_to_move(model: nn.Module, name: str, args: tuple, kwargs: dict[str, 
         if probe.tensor.device != tensor.device:
             raise ValueError(
                 f"{name} would move the model from {tensor.device} to {probe.tensor.device}: wrap "
-                "it anew to change devices, CudaMultiGPU(model.model, device_ids=...)."
+                "it anew to change devices, by CudaMultiGPU(model.model, device_ids=...)."
             )
         return
 
 
 def _check_norm(model: nn.Module) -> None:
-    """What normalises with a GPU's own part of the batch: refused or warned about."""
+    """Refuse SyncBatchNorm, and warn of BatchNorm, on several devices."""
     kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
     if "SyncBatchNorm" in kinds:
         raise ValueError(
             "The model has SyncBatchNorm, which DataParallel never synchronises: train it in one "
-            "process per GPU (accelerate launch), or keep plain BatchNorm here."
+            "process per GPU (accelerate launch), or use plain BatchNorm here."
         )
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         warnings.warn(
-            "BatchNorm normalises with each GPU's own part of the batch and keeps the first GPU's "
-            f"running statistics: give each GPU at least {LEAST_PER_GPU} samples, or train with "
-            "SyncBatchNorm in one process per GPU (accelerate launch).",
+            "BatchNorm uses the statistics of each GPU's own part of the batch and keeps only the "
+            f"first GPU's running statistics: give each GPU at least {LEAST_PER_GPU} samples, or "
+            "train with SyncBatchNorm in one process per GPU (accelerate launch).",
             stacklevel=3,
         )

@@ -3,11 +3,11 @@
     python benchmarks/ladder.py
 
 The digits of examples/ are written as the files of FashionMNIST, so that every rung reads the same
-pictures. Each trains with batch 256 over all devices and plain SGD, whose rate falls from --lr to
-0: by hand on one and on two devices, by CudaMultiGPU on what this machine has (all its GPUs, or the
-CPU), and by train_classification.py under Accelerate in one and in two processes. The rungs differ
-in how they initialise and normalise, in the order of samples and in how the rate falls, so equal
-accuracies are expected within a rung.
+images. Each trains with batch 256 over all devices and plain SGD, whose rate falls from --lr to 0:
+by hand on one and on two devices, by CudaMultiGPU on all GPUs or the CPU, and by
+train_classification.py under Accelerate in one and in two processes. The rungs differ in the first
+weights, the pixel scaling, the order of samples and the way the rate falls, so equal accuracies are
+expected only within a rung.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 import torch
@@ -31,7 +31,7 @@ from gpu_utils import CudaMultiGPU
 from models.lenet import LeNet
 
 BATCH = 256
-SPLITS = {"train": (8192, 1), "t10k": (2048, 2)}  # pictures, seed
+SPLITS = {"train": (8192, 1), "t10k": (2048, 2)}  # images, seed
 
 
 def write_digits(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
@@ -50,7 +50,7 @@ def write_digits(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def by_hand(folder: Path, devices: list[str], args: argparse.Namespace) -> float:
-    """The last test accuracy that the lesson prints."""
+    """Run the example and return the last test accuracy that it prints."""
     script = [sys.executable, "examples/data_parallel_from_scratch.py", "--devices", *devices]
     options = ["--data_dir", folder, "--lr", args.lr, "--epochs", args.epochs, "--seed", args.seed]
     printed = run([*script, *options])
@@ -60,7 +60,7 @@ def by_hand(folder: Path, devices: list[str], args: argparse.Namespace) -> float
 def by_cuda_multi_gpu(
     splits: dict[str, tuple[Tensor, Tensor]], args: argparse.Namespace
 ) -> tuple[str, float]:
-    """The devices found, and the test accuracy after the last epoch."""
+    """Train with CudaMultiGPU; return the devices' names and the last test accuracy."""
     torch.manual_seed(args.seed)
     model = CudaMultiGPU(LeNet(in_channels=1))
     optimizer = torch.optim.SGD(model.parameters(), args.lr)
@@ -82,7 +82,7 @@ def by_cuda_multi_gpu(
 
 
 def by_accelerate(folder: Path, processes: int, args: argparse.Namespace) -> float:
-    """The top-1 of the last evaluation."""
+    """Train under Accelerate and return the top-1 accuracy of the last evaluation."""
     output = folder / f"accelerate-{processes}"
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     config = ["--config_file", f"accelerate_configs/{processes}gpu.yaml"]
@@ -112,7 +112,7 @@ def by_accelerate(folder: Path, processes: int, args: argparse.Namespace) -> flo
 
 
 def run(command: list) -> str:
-    """Run a command in the repository; its output."""
+    """Run a command at the repository's root and return its output."""
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)

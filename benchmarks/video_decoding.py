@@ -1,12 +1,13 @@
-"""What seeking to a clip saves over decoding the whole file, in one thread.
+"""How much time seeking to a clip saves, compared with decoding the whole file, in one thread.
 
     python benchmarks/video_decoding.py                        on videos that it makes itself
     python benchmarks/video_decoding.py --folder ~/UCF-101     on the videos below a folder
 
-Both read the same clips, in turns file by file, so that whatever else the machine does falls on
-both. Frames are resized to a short side of 128 pixels, as for training. A row of the table is a
-kind of file; its ratio is the median over the clips, with its middle half. The last column counts
-the clips of files whose time stamps can be relied on; others are decoded from their beginning.
+Both ways read the same clips, alternating file by file, so that other work of the machine slows
+both. The shorter side of the frames is resized to 128 pixels, as for training. The table has a row
+for each kind of file; the ratio is the median over the clips, followed by the range of the middle
+half. The last column counts the clips that were found by seeking; in files whose time stamps can't
+be trusted, frames are counted from the beginning.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as F
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from any folder
 
 from data.decode import SampleError
 from tasks.video.clips import ClipOptions, clip_numbers
@@ -34,14 +35,14 @@ SHORT_SIDE = 128
 
 
 def by_seeking(path: Path, clip: ClipOptions, place: float) -> tuple[torch.Tensor, bool]:
-    """A clip as training reads it, and whether the file could be searched."""
+    """A clip as training reads it, and whether it was found by seeking."""
     with open_video({"path": str(path), "bytes": None}, path.name) as video:
         frames = video.read(clip_numbers(video.times, clip, place), SHORT_SIDE)
         return frames, video.seekable
 
 
 def by_decoding_all(path: Path, clip: ClipOptions, place: float) -> torch.Tensor:
-    """The same clip out of all frames of the file."""
+    """The same clip, taken from all frames of the file."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
@@ -71,23 +72,23 @@ def make_videos(folder: Path, each: int = 4, frames: int = 300) -> dict[str, lis
                 codec = kind.partition(".")[0].removesuffix("-b")
                 stream = container.add_stream(codec, rate=30, options={"g": "60", **options})
                 stream.height, stream.width, stream.pix_fmt = *texture.shape[:2], "yuv420p"
-                for moved in range(frames):
-                    picture = np.ascontiguousarray(np.roll(texture, (moved, 2 * moved), (0, 1)))
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+                for shift in range(frames):
+                    image = np.ascontiguousarray(np.roll(texture, (shift, 2 * shift), (0, 1)))
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
                 container.mux(stream.encode())
             files[kind].append(path)
     return files
 
 
 def seconds(read: Callable[..., object], *arguments: object) -> float:
-    """Time of one call."""
+    """The time that one call takes."""
     start = time.perf_counter()
     read(*arguments)
     return time.perf_counter() - start
 
 
 def measure(files: dict[str, list[Path]], clip: ClipOptions, rounds: int) -> None:
-    """Read clips of each file in both ways, in turns, and print a row per kind of file."""
+    """Read clips of each file in both ways, alternating, and print a row per kind of file."""
     times: dict[str, list[tuple[float, float]]] = defaultdict(list)
     seekable: dict[str, int] = defaultdict(int)
     rng = random.Random(0)
@@ -107,9 +108,7 @@ def measure(files: dict[str, list[Path]], clip: ClipOptions, rounds: int) -> Non
         taken = {way: seconds(way, path, clip, place) for way in ways}
         times[kind].append((taken[by_seeking], taken[by_decoding_all]))
         seekable[kind] += can_seek
-    print(
-        f"{'':14} {'seeking':>12} {'whole file':>12} {'ratio':>7} {'middle half':>14}  clips sought"
-    )
+    print(f"{'':14} {'seeking':>12} {'whole file':>12} {'ratio':>7} {'middle half':>14}  sought")
     for kind, pairs in times.items():
         seek, whole = np.array(pairs).T
         low, middle, high = np.quantile(whole / seek, [0.25, 0.5, 0.75])
@@ -125,14 +124,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", help="folder of videos; made by this script if not given")
+    parser.add_argument("--folder", help="folder of videos (default: videos made by this script)")
     parser.add_argument("--frames", type=int, default=16, help="frames per clip")
-    parser.add_argument("--stride", type=int, default=2, help="frames of the video per frame")
+    parser.add_argument("--stride", type=int, default=2, help="distance between frames of a clip")
     parser.add_argument("--rounds", type=int, default=3, help="clips of each file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if min(options.frames, options.stride, options.rounds) < 1:
-        parser.error("--frames, --stride and --rounds are 1 or more")
+        parser.error("--frames, --stride and --rounds must be at least 1")
     clip = ClipOptions(options.frames, options.stride)
     if options.folder:
         files = defaultdict(list)

@@ -1,1 +1,1 @@
-"""Data: sources in one schema, decoding, augmentation, sampling. Knows no model and no engine."""
+"""What tasks share about data: sources, decoding, masks, colours and the stream of samples."""

@@ -1,7 +1,11 @@
 """``--check_data``: reading a whole data set before training, whatever its task."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
+
+from torch.utils.data import DataLoader, Dataset
+
+from data.decode import SampleError
 
 
 class Survey(Protocol):
@@ -9,14 +13,14 @@ class Survey(Protocol):
 
     Attributes:
         problems: a sentence per bad sample, naming the file.
-        samples: all samples read.
+        samples: number of samples read, the bad ones included.
     """
 
     problems: list[str]
     samples: int
 
     def lines(self, classes: Sequence[str]) -> list[str]:
-        """What the split consists of."""
+        """What the good samples consist of, in lines to print."""
 
 
 def check_splits(
@@ -28,13 +32,13 @@ def check_splits(
     """Read every sample, and print what is bad and what the data consist of.
 
     Args:
-        readers: of each split, by its name.
+        readers: a reader per split, by the split's name.
         survey: reads a split with a number of workers.
         classes: name of each class.
         num_workers: loader workers.
 
     Returns:
-        The exit status: 1 if anything is bad.
+        The exit status: 1 if a sample is bad.
     """
     bad = 0
     for name, reader in readers.items():
@@ -43,3 +47,37 @@ def check_splits(
         print("\n".join([*seen.lines(classes), *seen.problems]))
         bad += len(seen.problems)
     return 1 if bad else 0
+
+
+def read_all(
+    read: Callable[[int], Any], count: int, num_workers: int
+) -> Iterator[tuple[Any, str | None]]:
+    """Read every sample in loader workers, and go on after a bad one.
+
+    Args:
+        read: reads the sample of an index and returns what is to be counted; small, because it
+            travels from the worker to this process.
+        count: number of samples.
+        num_workers: loader workers.
+
+    Yields:
+        For each sample in order: what ``read`` returned, and None; or None, and the message of the
+        SampleError that it raised.
+    """
+    samples = _Samples(read, count)
+    for batch in DataLoader(samples, batch_size=4, num_workers=num_workers, collate_fn=list):
+        yield from batch
+
+
+class _Samples(Dataset):
+    def __init__(self, read: Callable[[int], Any], count: int) -> None:
+        self.read, self.count = read, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Any, str | None]:
+        try:
+            return self.read(index), None
+        except SampleError as error:
+            return None, str(error)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchvision.models.segmentation import FCN_ResNet50_Weights
+
+from data.folders import read_text
 from data.masks import IGNORE, MAX_CLASSES, Color, MaskRule, default_colors
-from data.sources import read_text
 from errors import UserError
 
 CAMVID = {
@@ -24,106 +26,86 @@ CAMVID = {
     "Bicyclist": (0, 128, 192),
 }
 
-VOC = [
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-]
-
-# name: (id in the labelIds files, colour); the order is that of the train ids.
-CITYSCAPES = {
-    "road": (7, (128, 64, 128)),
-    "sidewalk": (8, (244, 35, 232)),
-    "building": (11, (70, 70, 70)),
-    "wall": (12, (102, 102, 156)),
-    "fence": (13, (190, 153, 153)),
-    "pole": (17, (153, 153, 153)),
-    "traffic light": (19, (250, 170, 30)),
-    "traffic sign": (20, (220, 220, 0)),
-    "vegetation": (21, (107, 142, 35)),
-    "terrain": (22, (152, 251, 152)),
-    "sky": (23, (70, 130, 180)),
-    "person": (24, (220, 20, 60)),
-    "rider": (25, (255, 0, 0)),
-    "car": (26, (0, 0, 142)),
-    "truck": (27, (0, 0, 70)),
-    "bus": (28, (0, 60, 100)),
-    "train": (31, (0, 80, 100)),
-    "motorcycle": (32, (0, 0, 230)),
-    "bicycle": (33, (119, 11, 32)),
-}
+# torchvision knows VOC's classes as those of its models; the first is the background.
+VOC = ["background", *FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"][1:]]
 
 VOID_NAMES = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
 
 
 @dataclass(frozen=True)
 class ClassList:
-    """The classes of a data set: names, colours to draw them in, and what its masks store."""
+    """The classes of a data set.
+
+    Attributes:
+        names: of the class ids 0..n-1.
+        colors: an RGB triple per class, to draw it in.
+        rule: maps a decoded mask to class ids.
+    """
 
     names: list[str]
     colors: list[Color]
     rule: MaskRule
 
 
-def class_list(names: Sequence[str], palette: Sequence[Color] | None = None) -> ClassList:
-    """Classes whose masks store the position of a name in ``names``, or its colour in ``palette``.
+def class_list(names: Sequence[str], colors: Sequence[Color] | None = None) -> ClassList:
+    """Classes whose masks store the position of a name in ``names``, or its colour in ``colors``.
 
     A name such as "void" or "ignore" is no class: its pixels are ignored, and the classes after it
     move up by one.
 
+    Args:
+        names: of all stored values.
+        colors: an RGB triple per name, or None for masks of numbers.
+
     Raises:
-        UserError: names and colours don't match in number, a name or colour occurs twice, or there
-            are no classes or more than 254.
+        UserError: a name or colour occurs twice, or there are no classes or more than 254.
     """
-    if palette is not None and len(palette) != len(names):
-        raise UserError(
-            f"There are {len(names)} class names but {len(palette)} colours: give one for each."
-        )
     kept = [name for name in names if name.lower() not in VOID_NAMES]
     if not 1 <= len(kept) <= MAX_CLASSES:
         raise UserError(f"There are {len(kept)} classes: give between 1 and {MAX_CLASSES} names.")
-    for what, values in (("class name", kept), ("colour", palette or ())):
+    for what, values in (("class name", kept), ("colour", colors or ())):
         twice = next((value for value in values if list(values).count(value) > 1), None)
         if twice is not None:
             raise UserError(f"The {what} {twice} occurs twice in the list of classes: remove one.")
     ids = {v: kept.index(n) if n in kept else IGNORE for v, n in enumerate(names)}
-    if palette is None:
+    if colors is None:
         return ClassList(kept, default_colors(len(kept)), MaskRule.of_ids(ids))
-    palette = [tuple(color) for color in palette]
-    shown = [color for color, name in zip(palette, names, strict=True) if name in kept]
-    coded = [(color, ids[value]) for value, color in enumerate(palette)]
-    if all(len(set(color)) == 1 for color in palette):  # shades of grey, as in masks of 0 and 255
+    shown = [color for color, name in zip(colors, names, strict=True) if name in kept]
+    coded = [(color, ids[value]) for value, color in enumerate(colors)]
+    if all(len(set(color)) == 1 for color in colors):  # shades of grey, as in masks of 0 and 255
         ids = {color[0]: class_id for color, class_id in coded}
     return ClassList(kept, shown, MaskRule.of_ids(ids, coded))
+
+
+def require_classes(classes: Sequence[str], where: object) -> None:
+    """Refuse training data with fewer than two classes.
+
+    Args:
+        classes: the names of the classes.
+        where: the file, folder or data set, for the message.
+
+    Raises:
+        UserError: there are fewer than two.
+    """
+    if len(classes) < 2:
+        raise UserError(
+            f"{where} names {len(classes)} class{'' if classes else 'es'} for training, but a "
+            "classifier needs at least 2: add another class."
+        )
 
 
 def read_class_file(path: Path) -> tuple[list[str], list[Color] | None]:
     """Read class names, and colours if there are any, from a text, CSV or JSON file.
 
-    Text and CSV: a class per line, ``name``, ``name r g b`` or ``r g b name``, separated by commas,
-    tabs or spaces; a first line of column names is skipped. JSON: a list of names, or an object
-    ``{"0": name, ...}``.
+    A text or CSV file has one class per line, ``name``, ``name r g b`` or ``r g b name``, separated
+    by commas, tabs or spaces; a first line of column names is skipped. A JSON file is a list of
+    names or an object ``{"0": name, ...}``.
+
+    Returns:
+        The names, and an RGB triple for each or None.
 
     Raises:
-        UserError: the file is missing or isn't like that.
+        UserError: the file is missing or has another form.
     """
     if not path.is_file():
         raise UserError(f"There is no class file {path}: write one class name per line into it.")
@@ -145,7 +127,7 @@ def read_class_file(path: Path) -> tuple[list[str], list[Color] | None]:
 def _parse_json(path: Path, text: str) -> list[str]:
     try:
         content = json.loads(text)
-        if isinstance(content, dict):  # a number that has no name is not a class
+        if isinstance(content, dict):  # a number without a name is no class
             numbers = range(max(map(int, content)) + 1)
             content = [content.get(str(number), "void") for number in numbers]
         if not isinstance(content, list):

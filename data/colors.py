@@ -1,4 +1,4 @@
-"""Random changes of colours, and the colour of missing pixels, for the transforms of all tasks."""
+"""Random changes of colours, and the colour of missing pixels, for every task's transforms."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 
 from data.pixels import IMAGENET
 
-# What fills the place of missing or erased pixels: about zero once pixels are scaled.
+# The colour of missing or erased pixels: about zero once pixels are scaled.
 FILL = [round(255 * value) for value in IMAGENET.mean]
 
 LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in a grey
@@ -18,13 +18,13 @@ LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in a grey
 class ColorJitter(v2.Transform):
     """Brightness, contrast, saturation and hue at once, as one affine map of the colours.
 
-    torchvision's ColorJitter makes a pass over the picture for each, and a slow one through HSV for
+    torchvision's ColorJitter makes a pass over the image for each, and a slow one through HSV for
     hue. One pass takes less than half of the time without hue and a tenth with it, and clips no
     colour in between.
 
     Args:
         brightness: largest relative change; the factor is uniform in [1 - b, 1 + b].
-        contrast: the same, about the picture's mean grey.
+        contrast: the same, about the image's mean grey.
         saturation: the same, about each pixel's grey.
         hue: largest rotation of the colours about the grey axis, in turns.
     """
@@ -34,7 +34,7 @@ class ColorJitter(v2.Transform):
         self.changes = (brightness, contrast, saturation, hue)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the colour matrix, and how much of the mean grey is added."""
+        """Draw the colour matrix, and the share of the mean grey that is added."""
         changes = torch.tensor(self.changes) * torch.empty(4).uniform_(-1, 1)
         brightness, contrast, saturation = (1 + changes[:3]).clamp(min=0).tolist()
         grey = torch.tensor(LUMA).expand(3, 3)
@@ -47,7 +47,7 @@ class ColorJitter(v2.Transform):
         if not isinstance(inpt, tv_tensors.Image):
             return inpt
         pixels = inpt.as_subclass(torch.Tensor).reshape(3, -1)
-        # A sum of integers: exact, and so the same for any number of threads.
+        # A sum of integers is exact, and so the same for any number of threads.
         grey = torch.tensor(LUMA) @ pixels.sum(dim=1).float() / pixels.shape[1]
         offset = params["added_grey"] * grey + 0.5  # the half rounds
         changed = (

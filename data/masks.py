@@ -22,7 +22,7 @@ class UnknownValueError(ValueError):
 class MaskRule:
     """What the values of a data set's masks mean.
 
-    Args:
+    Attributes:
         lut: 256 bytes; entry v is the class id of stored value v, or IGNORE, or UNKNOWN.
         colors: class id (or IGNORE) of each colour of colour-coded masks.
     """
@@ -32,7 +32,7 @@ class MaskRule:
 
     @property
     def num_classes(self) -> int:
-        """How many classes the rule knows."""
+        """Number of classes."""
         ids = {*self.lut, *(class_id for _, class_id in self.colors)}
         return len(ids - {IGNORE, UNKNOWN})
 
@@ -40,9 +40,12 @@ class MaskRule:
     def of_ids(
         cls, ids: Mapping[int, int], colors: Sequence[tuple[Color, int]] = (), others: int = UNKNOWN
     ) -> "MaskRule":
-        """Rule with class id ``ids[v]`` for the stored value v, ``others`` for values not listed.
+        """The rule of a mapping.
 
-        255 is ignored unless listed.
+        Args:
+            ids: class id or IGNORE of each stored value; 255 is ignored unless it is listed.
+            colors: the same for each colour of colour-coded masks.
+            others: the same for all values that ``ids`` doesn't list.
         """
         ids = {IGNORE: IGNORE, **ids}
         return cls(bytes(ids.get(value, others) for value in range(256)), tuple(colors))
@@ -81,14 +84,14 @@ class MaskRule:
 
     @cached_property
     def _color_table(self) -> np.ndarray:
-        # 16 MB, but one look-up per pixel instead of a search among the colours.
+        # Takes 16 MB, but a pixel is one look-up instead of a search among the colours.
         table = np.full(1 << 24, UNKNOWN, dtype=np.uint8)
         for color, class_id in self.colors:
             table[_code(np.array(color, dtype=np.uint8))] = class_id
         return table
 
     def __getstate__(self) -> dict:
-        # The table stays out of pickles: every process makes its own.
+        # Without the table, which every process makes for itself.
         return {"lut": self.lut, "colors": self.colors}
 
 
@@ -100,8 +103,8 @@ def _code(rgb: np.ndarray) -> np.ndarray:
 def default_colors(count: int) -> list[Color]:
     """Distinct colours for classes 0..count-1: the colour map of Pascal VOC, which begins black.
 
-    The bits of a class number, lowest first, are dealt to red, green and blue in turn, each time to
-    the highest bit of the channel that is still free.
+    The bits of a class number, lowest first, go to red, green and blue in turn, each time to the
+    highest bit of the channel that is still free.
     """
     colors = []
     for number in range(count):

@@ -7,7 +7,12 @@ from torch import Tensor
 
 
 class PixelScaling(NamedTuple):
-    """Mean and standard deviation of red, green and blue, for values from 0 to 1."""
+    """How images are scaled: (value - mean) / std.
+
+    Attributes:
+        mean: of red, green and blue, for values from 0 to 1.
+        std: the same for the standard deviation.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -23,7 +28,7 @@ class PixelScaling(NamedTuple):
             dims: 2 for images (B, 3, H, W), 3 for clips (B, 3, T, H, W).
 
         Returns:
-            Two tensors that broadcast against them: (1, 3, 1, 1) or (1, 3, 1, 1, 1).
+            Two tensors that broadcast against a batch: (1, 3, 1, 1) or (1, 3, 1, 1, 1).
         """
         mean, std = (255 * torch.tensor(self, dtype=dtype)).to(device)
         shape = (1, 3, *(1,) * dims)

@@ -1,4 +1,4 @@
-"""The stream of samples: which sample is used when, and with which random state.
+"""The stream of samples: which sample comes when, and with which random state.
 
 Training consumes an endless stream of dataset indices. Epoch e's part of the stream is a
 permutation drawn from (seed, e), batches run across epoch borders, and every optimizer step takes
@@ -40,12 +40,13 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 
 @contextlib.contextmanager
 def sample_randomness(seed: int, key: SampleKey) -> Iterator[None]:
-    """Inside, torch's default generator is in the sample's own random state.
+    """A context in which torch's default generator is in the sample's own random state.
 
-    Outside it stays untouched, as it must without workers, in the process that trains.
+    Afterwards the generator is as before: without workers, samples are made in the process that
+    trains.
     """
     with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would also prepare the seeds of all accelerators: a millisecond.
+        # torch.manual_seed would also seed all accelerators, which takes a millisecond.
         torch.default_generator.manual_seed(sample_seed(seed, key.epoch, key.index))
         yield
 
@@ -59,7 +60,7 @@ class SampleStream:
     """Random access to the endless stream of samples.
 
     Args:
-        num_samples: size of the dataset.
+        num_samples: size of the data set.
         seed: the run's seed.
     """
 
@@ -75,24 +76,25 @@ class SampleStream:
         return SampleKey(epoch, int(self._order[offset]), position)
 
     def step_indices(self, step: int, global_batch_size: int) -> list[int]:
-        """Dataset indices consumed by optimizer step ``step`` (from 0) over all processes."""
+        """Indices of the samples that all processes consume in a step (from 0)."""
         first = step * global_batch_size
         return [self[p].index for p in range(first, first + global_batch_size)]
 
 
 class RankBatches(Sampler[list[SampleKey]]):
-    """One process's micro-batches of the stream, for ``DataLoader(batch_sampler=...)``.
+    """One rank's micro-batches of the stream, for ``DataLoader(batch_sampler=...)``.
 
-    A micro-batch of all processes is ``num_processes * batch_size`` consecutive entries, of which
-    rank r takes the r-th slice: k processes with batch b normalise over and learn from the same
-    samples as one process with batch k*b.
+    A micro-batch of all ranks is ``num_processes * batch_size`` consecutive entries, of which rank
+    r takes the r-th slice: k processes with batch b normalise over and learn from the same samples
+    as one process with batch k*b.
 
     Args:
         stream: the stream of samples.
         batch_size: samples per process and micro-batch.
-        rank: this process's rank.
+        rank: the process's number.
         num_processes: number of processes.
-        start: samples of the stream already consumed (by all processes together).
+        start: position in the stream at which to start: the samples that all processes together
+            have consumed.
         stop: position in the stream at which to stop.
     """
 
@@ -123,9 +125,14 @@ class RankBatches(Sampler[list[SampleKey]]):
 
 
 class RankShard(Sampler[int]):
-    """One process's share of an evaluation: every index exactly once over all processes, unpadded.
+    """One rank's share of an evaluation: over all ranks every index exactly once, unpadded.
 
     Shares may differ by one sample, so an evaluation must not use a collective per batch.
+
+    Args:
+        num_samples: size of the data set.
+        rank: the process's number.
+        num_processes: number of processes.
     """
 
     def __init__(self, num_samples: int, rank: int, num_processes: int) -> None:

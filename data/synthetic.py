@@ -1,9 +1,9 @@
-"""Pictures of shapes on textured grounds: data that needs no download.
+"""Drawn images of shapes on textured grounds: data that needs no download.
 
 Grounds are greyish and shapes vivid, so finding a shape is easy. Naming it is not: each kind only
-prefers a hue, which tells the class of every other shape at best, and a good score takes outlines.
-Sizes vary by a factor of three, shapes hide each other and let the ground show through, and light
-and noise lie over everything.
+prefers a hue, which gives away about every other shape, and a good score takes the outlines. Sizes
+vary by a factor of three, shapes hide each other and let the ground show through, and light and
+noise lie over everything.
 """
 
 import colorsys
@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from data.png import stored_png
 
 SHAPES = ("disk", "square", "triangle", "ring", "cross", "star")
-CLASSES = ("background", *SHAPES)
+# To draw the background and the shapes in.
 COLORS = (
     (40, 42, 54),
     (230, 75, 60),
@@ -27,7 +27,7 @@ COLORS = (
     (175, 110, 225),
     (245, 140, 190),
 )
-# Share of the shapes whose hue is the one their kind prefers.
+# Share of the shapes that have the hue their kind prefers.
 PREFERENCE = 0.6
 # For detection: share of pictures without shapes, and the hidden part from which a shape is lost.
 EMPTY = 0.08
@@ -36,9 +36,9 @@ HIDDEN = 0.75
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape in a picture.
+    """A shape in an image.
 
-    Args:
+    Attributes:
         kind: one of SHAPES.
         center: (y, x) in pixels.
         radius: of the circle around the shape, in pixels, before stretching.
@@ -53,7 +53,7 @@ class Shape:
     stretch: float = 1.0
 
     def window(self, size: tuple[int, int]) -> tuple[slice, slice]:
-        """Rows and columns of a picture of ``size`` that the shape can touch."""
+        """Rows and columns that the shape can touch in an image of ``size`` (height, width)."""
         reach = self.radius * max(1.0, self.stretch) + 1
         return tuple(
             slice(max(0, int(middle - reach)), min(length, int(middle + reach) + 1))
@@ -70,9 +70,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn picture.
+    """A drawn image and what is in it.
 
-    Args:
+    Attributes:
         image: uint8 (H, W, 3).
         shapes: from back to front.
         top: int16 (H, W): index of the shape that is seen at a pixel, -1 for the ground.
@@ -83,7 +83,7 @@ class Scene:
     top: np.ndarray
 
     def class_mask(self) -> np.ndarray:
-        """Class ids, the position in CLASSES: uint8 (H, W)."""
+        """Class ids, 0 for the ground and 1 + the position in SHAPES: uint8 (H, W)."""
         ids = np.array([SHAPES.index(shape.kind) + 1 for shape in self.shapes] + [0], np.uint8)
         return ids[self.top]  # -1 is the last entry
 
@@ -132,9 +132,9 @@ def texture(
 
 
 def shape_color(rng: np.random.Generator, kind: str) -> np.ndarray:
-    """A vivid colour: more often than not of the hue that the kind prefers, else of any hue.
+    """A vivid colour, RGB: more often than not of the hue that the kind prefers, else of any hue.
 
-    So a network learns something from colours at once, and the rest from outlines or not at all.
+    So a network learns something from colours at once, and the rest only from outlines.
     """
     if rng.uniform() < PREFERENCE:
         hue = (SHAPES.index(kind) + rng.uniform(-0.5, 0.5)) / len(SHAPES)
@@ -144,7 +144,7 @@ def shape_color(rng: np.random.Generator, kind: str) -> np.ndarray:
 
 
 def random_shape(rng: np.random.Generator, size: tuple[int, int]) -> Shape:
-    """A shape of any kind, mostly small, with its centre in the picture."""
+    """A shape of any kind, mostly small, with its centre in the image."""
     return Shape(
         kind=SHAPES[rng.integers(len(SHAPES))],
         center=(rng.uniform(0, size[0]), rng.uniform(0, size[1])),
@@ -161,7 +161,10 @@ def draw(
 ) -> Scene:
     """Paint shapes over a ground, from back to front, each with its own texture.
 
-    Grounds are greyer than most shapes, so that finding a shape is easy and naming it is not.
+    Args:
+        rng: source of everything random.
+        shapes: from back to front.
+        size: (height, width) in pixels.
     """
     canvas = texture(rng, size)
     top = np.full(size, -1, dtype=np.int16)
@@ -178,22 +181,6 @@ def draw(
     canvas *= (1 + light[0] * y + light[1] * x).astype(np.float32)[..., None]
     canvas += rng.uniform(2, 12) * rng.standard_normal(canvas.shape, dtype=np.float32)
     return Scene(canvas.clip(0, 255).astype(np.uint8), list(shapes), top)
-
-
-def segmentation_samples(
-    numbers: Iterable[int], seed: Sequence[int], size: tuple[int, int]
-) -> Iterator[tuple[bytes, bytes]]:
-    """Make pictures and their masks; each is a function of its number, the seed and the size.
-
-    Yields:
-        (image, mask) as PNG files, each of ``size`` (height, width); the mask holds positions in
-        CLASSES.
-    """
-    for number in numbers:
-        rng = np.random.default_rng([*seed, int(number)])
-        shapes = [random_shape(rng, size) for _ in range(rng.integers(2, 7))]
-        scene = draw(rng, shapes, size)
-        yield stored_png(scene.image), stored_png(scene.class_mask())
 
 
 def detection_shapes(rng: np.random.Generator, size: tuple[int, int]) -> list[Shape]:

@@ -43,7 +43,7 @@ def prepare_model(
                 model, norm.kind, impl=options.sync_bn_impl, group_size=group_size
             )
         except NormError as error:
-            raise UserError(f"--norm {norm.kind}: {error}.") from None
+            raise UserError(f"--norm {norm.kind}: {error}") from None
     if norm.kind == "sync_bn" and accelerator.device.type == "cpu" and not options.compile:
         exchange_locally()
     model.to(accelerator.device, torch.float64 if options.double else torch.float32)

@@ -7,14 +7,14 @@
 
 Read it from top to bottom. Every device holds a replica of the parameters and gets a share of the
 batch. It computes the gradient of its share. The gradients are summed over the devices, and each
-device takes the same step, so that the replicas stay equal. That is all there is to it.
+device takes the same step, so the replicas stay equal. That is all.
 
-`--devices cpu cpu` makes two devices of one CPU: each has its own replica and its own share, and
-tensors are copied between them as between two GPUs. They take turns, so nothing gets faster. On
-GPUs the work of all devices is queued first and runs at the same time.
+With --devices cpu cpu, one CPU acts as two devices: each has its own replica and share, and tensors
+are copied between them as between two GPUs. They take turns, so nothing gets faster. On GPUs the
+work of all devices is queued first and runs at the same time.
 
-The data are digits as a display shows them (`digits.py`), or with `--data_dir` the four files of
-FashionMNIST or MNIST. It has not yet been run on GPUs.
+The images are digits as a seven-segment display shows them (digits.py) or, with --data_dir, those
+of FashionMNIST or MNIST. The script has not been run on GPUs.
 """
 # ruff: noqa: E402
 
@@ -24,7 +24,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from errors import UserError
 
@@ -35,14 +35,21 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--devices", nargs="+", help="such as cuda:0 cuda:1, or cpu cpu; default: all GPUs")
+    add(
+        "--devices",
+        nargs="+",
+        help="such as cuda:0 cuda:1, or cpu cpu; default: all GPUs, else cpu cpu",
+    )
     add("--allreduce", choices=("sum_on_first", "shared"), default="sum_on_first")
     add("--epochs", type=int, default=6)
     add("--batch_size", type=int, default=256, help="of all devices together")
-    add("--lr", type=float, default=0.2, help="at the start; it falls in a line to 0")
-    add("--scale_batch", action="store_true", help="a batch of this size on every device instead")
+    add("--lr", type=float, default=0.2, help="at the start; it falls linearly to 0")
+    add("--scale_batch", action="store_true", help="use a batch of this size on every device")
     add("--scale_lr", action="store_true", help="multiply the rate by the number of devices too")
-    add("--data_dir", help="folder with the idx files of FashionMNIST or MNIST; default: drawn")
+    add(
+        "--data_dir",
+        help="folder with the idx files of FashionMNIST or MNIST",
+    )
     add("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
@@ -57,8 +64,8 @@ from torch.nn import functional as F
 
 # 1. One device: LeNet and its loss
 #
-# The network is a function of its parameters, and the parameters are a list of tensors. So a
-# replica is nothing but another list.
+# The network is a function of its parameters, and the parameters are a list of tensors. A replica
+# is simply another list.
 
 
 def get_params(seed: int = 0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -76,7 +83,7 @@ def get_params(seed: int = 0, dtype: torch.dtype = torch.float32) -> list[Tensor
 
 
 def lenet(images: Tensor, params: list[Tensor]) -> Tensor:
-    """Pictures (B, 1, 28, 28) to logits (B, 10)."""
+    """Images (B, 1, 28, 28) → logits (B, 10)."""
     conv1, bias1, conv2, bias2, hidden, bias3, out, bias4 = params
     x = F.avg_pool2d(F.conv2d(images, conv1, bias1).relu(), 2)  # (B, 20, 13, 13)
     x = F.avg_pool2d(F.conv2d(x, conv2, bias2).relu(), 2)  # (B, 50, 4, 4)
@@ -97,19 +104,24 @@ def replicate(params: list[Tensor], devices: list[torch.device]) -> list[list[Te
 def split_batch(
     images: Tensor, labels: Tensor, devices: list[torch.device]
 ) -> list[tuple[Tensor, Tensor]]:
-    """A share of the batch for every device; the first ones get one sample more if it must be."""
+    """A share of the batch for every device; the first get one sample more if it isn't even."""
     shares = zip(images.tensor_split(len(devices)), labels.tensor_split(len(devices)), strict=True)
     return [(x.to(device), y.to(device)) for device, (x, y) in zip(devices, shares, strict=True)]
 
 
 # 3. The all-reduce
 #
-# Afterwards every device holds the sum of what all devices held before. Whatever goes from one
-# device to another goes through Links, which counts it.
+# After it every device holds the sum of what all devices held before. Everything that goes from one
+# device to another goes through Links, which counts the bytes.
 
 
 class Links:
-    """The wires between the devices, with a meter at either end."""
+    """The wires between the devices, with a meter at both ends.
+
+    Attributes:
+        sent: bytes that each device sent.
+        received: bytes that each device received.
+    """
 
     def __init__(self, devices: list[torch.device]) -> None:
         self.devices = devices
@@ -117,7 +129,7 @@ class Links:
         self.received = [0] * len(devices)
 
     def copy(self, tensor: Tensor, source: int, target: int) -> Tensor:
-        """A copy, on device number `target`, of a tensor on device number `source`."""
+        """A copy, on device number ``target``, of a tensor on device number ``source``."""
         self.sent[source] += tensor.nbytes
         self.received[target] += tensor.nbytes
         return tensor.to(self.devices[target], copy=True)
@@ -129,7 +141,7 @@ class Links:
 
     @property
     def busiest(self) -> int:
-        """Bytes that went in and out of the device that had the most of them."""
+        """Bytes that went in and out of the busiest device."""
         return max(map(sum, zip(self.sent, self.received, strict=True)))
 
 
@@ -146,10 +158,10 @@ def sum_on_first(vectors: list[Tensor], links: Links) -> None:
 
 
 def shared(vectors: list[Tensor], links: Links) -> None:
-    """All-reduce in place: each device adds up one piece (reduce-scatter), then all exchange them.
+    """All-reduce in place: each device sums one piece (reduce-scatter), then all exchange pieces.
 
-    As many bytes move, but only 4n(k - 1)/k of them through any one device, which stays below 4n
-    however many devices there are. NCCL's ring moves the same pieces, from neighbour to neighbour.
+    As many bytes move, but only 4n(k - 1)/k of them through any one device: less than 4n for any
+    number of devices. NCCL's ring moves the same pieces, from neighbour to neighbour.
     """
     count = len(vectors)
     pieces = [vector.tensor_split(count) for vector in vectors]  # views: [device][piece]
@@ -190,10 +202,10 @@ def train_batch(
     lr: float,
     how: str = "sum_on_first",
 ) -> float:
-    """A step of SGD on all devices; the loss of the batch before it.
+    """Take a step of SGD on all devices, and return the loss of the batch before it.
 
-    Each device divides by the size of the whole batch and not of its share. So the sum over the
-    devices is the mean over the batch, also where the shares differ in size.
+    Each device divides by the size of the whole batch, not of its share. So the sum over the
+    devices is the mean over the batch, even if the shares differ in size.
     """
     shares = split_batch(images, labels, links.devices)
     losses = [
@@ -216,7 +228,7 @@ def train_batch(
 def accuracy(
     images: Tensor, labels: Tensor, replicas: list[list[Tensor]], devices: list[torch.device]
 ) -> float:
-    """Share of right answers; every device answers its part of each batch with its own replica."""
+    """The share of right answers; every device classifies its part of each batch."""
     hits = 0
     for batch in zip(images.split(1024), labels.split(1024), strict=True):
         shares = split_batch(*batch, devices)
@@ -228,21 +240,21 @@ def accuracy(
     return hits / len(images)
 
 
-# 5. The whole of it
+# 5. The whole training
 
 
 def find_devices(names: list[str] | None) -> list[torch.device]:
     """The devices by name; by default all GPUs, or two that share the CPU.
 
     Raises:
-        UserError: a name that is no device, or a GPU that isn't there.
+        UserError: this machine has no such device.
     """
     gpus = torch.cuda.device_count()
     names = names or [f"cuda:{number}" for number in range(gpus)] or ["cpu", "cpu"]
     known = ["cpu", *(f"cuda:{number}" for number in range(gpus))]
     for name in names:
         if name not in known:
-            raise UserError(f"--devices names {name}; this machine has {', '.join(known)}.")
+            raise UserError(f"--devices names {name}: choose from {', '.join(known)}.")
     return [torch.device(name) for name in names]
 
 
@@ -254,7 +266,7 @@ def synchronize(devices: list[torch.device]) -> None:
 
 
 def compare_allreduces(params: list[Tensor], devices: list[torch.device], times: int = 20) -> None:
-    """Print what each all-reduce of such gradients moves, and how long it takes."""
+    """Print how much each all-reduce of the gradients moves, and how long it takes."""
     size = sum(param.nbytes for param in params) / 1e6
     print(f"\nAll-reduce of {size:.2f} MB on {len(devices)} devices:")
     for how in ALLREDUCES:
@@ -277,7 +289,7 @@ def main(options: argparse.Namespace) -> float:
     """Train, and return the test accuracy."""
     devices = find_devices(options.devices)
     if not (min(options.batch_size, options.epochs) > 0 < options.lr < math.inf):
-        raise UserError("--batch_size, --epochs and --lr must be above 0, and finite.")
+        raise UserError("--batch_size, --epochs and --lr must be above 0 and finite.")
     if options.scale_lr and not options.scale_batch:
         raise UserError("--scale_lr is for a larger batch: add --scale_batch.")
     batch_size = options.batch_size * (len(devices) if options.scale_batch else 1)
@@ -295,7 +307,7 @@ def main(options: argparse.Namespace) -> float:
     step, steps = 0, options.epochs * math.ceil(len(train[0]) / batch_size)
     for epoch in range(options.epochs):
         start, losses = time.perf_counter(), []
-        # Nothing is left out: the last batch may be smaller and the shares unequal.
+        # No sample is left out: the last batch may be smaller and the shares unequal.
         for numbers in torch.randperm(len(train[0]), generator=generator).split(batch_size):
             images, labels = train[0][numbers], train[1][numbers]
             rate = lr * (1 - step / steps)

@@ -1,6 +1,7 @@
-"""Pictures of 28 x 28 grey pixels in ten classes, for data_parallel_from_scratch.py.
+"""Images of 28 x 28 grey pixels in ten classes, for data_parallel_from_scratch.py.
 
-Drawn as a seven-segment display shows digits, or read from the files of FashionMNIST or MNIST.
+They are drawn, as a seven-segment display shows digits, or read from the files of FashionMNIST or
+MNIST.
 """
 
 import gzip
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from errors import UserError
 
-# Segments of a display as (x, y, half width, half height), for a digit 1 wide and 2 high: clockwise
-# from the top one to the upper left one, then the middle one.
+# Segments of a display as (middle x, middle y, half width, half height), for a digit 1 wide and 2
+# high: clockwise from the top one to the upper left one, then the middle one.
 SEGMENTS = (
     (0.5, 0.0, 0.5, 0.12),
     (1.0, 0.5, 0.12, 0.5),
@@ -29,10 +30,10 @@ LIT = ("012345", "12", "01346", "01236", "1256", "02356", "023456", "012", "0123
 
 
 def draw_digits(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Digits of any place, size and slant, under noise.
+    """Draw digits of random place, size, slant and brightness, with noise.
 
     Returns:
-        Pictures (N, 1, 28, 28), mostly between 0 and 1, and labels (N,).
+        Images (N, 1, 28, 28), mostly between 0 and 1, and labels (N,).
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -54,14 +55,14 @@ def draw_digits(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
-    """The pictures and labels of a split, as they are downloaded, packed or not.
+    """Read the images and labels of a split from the files as published, gzipped or not.
 
     Args:
-        folder: holds the idx files, by themselves or in torchvision's FashionMNIST/raw.
+        folder: holds the idx files, directly or in torchvision's FashionMNIST/raw.
         split: "train" or "t10k".
 
     Returns:
-        Pictures (N, 1, 28, 28) from 0 to 1 and labels (N,).
+        Images (N, 1, 28, 28) from 0 to 1 and labels (N,).
 
     Raises:
         UserError: a file is missing or damaged, or holds something else.
@@ -70,15 +71,15 @@ def read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     labels = _read_idx(folder, f"{split}-labels-idx1-ubyte", dimensions=1).long()
     if images.shape != (len(labels), 28, 28) or not len(labels) or labels.max() > 9:
         raise UserError(
-            f"The {split} files in {folder} hold {len(labels)} labels and pictures of shape "
-            f"{tuple(images.shape)}; give a folder of 28 x 28 pictures with labels from 0 to 9."
+            f"The {split} files in {folder} hold {len(labels)} labels and images of shape "
+            f"{tuple(images.shape)}; give a folder of 28 x 28 images with labels from 0 to 9."
         )
     return images[:, None] / 255, labels
 
 
 def _read_idx(folder: Path, name: str, dimensions: int) -> Tensor:
-    # A byte each: zero, zero, the type (8 is uint8), the number of dimensions. Then the sizes as
-    # 32-bit integers, high byte first, and the values.
+    # An idx file begins with four bytes: zero, zero, the type (8 is uint8), the number of
+    # dimensions. Then come the sizes as 32-bit integers, high byte first, and the values.
     path = _find(folder, name)
     try:
         content = path.read_bytes()
@@ -90,18 +91,13 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> Tensor:
     sizes = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
     values = bytearray(content[start:])
     if content[:4] != bytes([0, 0, 8, dimensions]) or not 0 < len(values) == math.prod(sizes):
-        raise UserError(f"{path} is no whole idx file of bytes; download it again.")
+        raise UserError(f"{path} is not a complete idx file of bytes; download it again.")
     return torch.frombuffer(values, dtype=torch.uint8).view(sizes)
 
 
 def _find(folder: Path, name: str) -> Path:
-    for place in (
-        folder,
-        folder / "raw",
-        folder / "FashionMNIST" / "raw",
-        folder / "MNIST" / "raw",
-    ):
-        for path in (place / name, place / f"{name}.gz"):
+    for place in ("", "raw", "FashionMNIST/raw", "MNIST/raw"):
+        for path in (folder / place / name, folder / place / f"{name}.gz"):
             if path.is_file():
                 return path
-    raise UserError(f"{folder} has neither {name} nor {name}.gz; give --data_dir a folder with it.")
+    raise UserError(f"{folder} has neither {name} nor {name}.gz; give a folder that has one.")

@@ -1,1 +1,1 @@
-"""The networks, by name, and their normalisation layers."""
+"""The networks, by name, and what loads weights into them."""

@@ -1,7 +1,8 @@
-"""Feature backbones by name: SyncBNNet in its sizes, and timm's networks as `timm/<name>`.
+"""Feature backbones by name: SyncBNNet in its sizes, and timm's networks as ``timm/<name>``.
 
-Every backbone maps (B, 3, H, W) to a list of feature maps, fine to coarse, and describes them by
-`.channels: list[int]` and `.strides: list[int]`. Segmenters and detectors need nothing else.
+Every backbone maps images (B, 3, H, W) to a list of feature maps, fine to coarse, and describes
+them by ``.channels: list[int]`` and ``.strides: list[int]``. Segmenters and detectors need nothing
+else.
 """
 
 import torch
@@ -9,47 +10,59 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.pixels import IMAGENET
-from errors import UserError, unknown_name
+from errors import UserError
+from models.pretrained import downloading, find_in_timm, nothing_published, pixel_scaling
 from models.syncbnnet import SYNCBNNET_SIZES, SyncBNBackbone
-from models.weights import downloading
+
+ADVICE = "choose a convolutional network such as timm/resnet34"
 
 
 def build_backbone(
     name: str, weights: str = "none", *, output_stride: int | None = None
 ) -> nn.Module:
-    """The backbone called `name`, with its published weights if `weights` is not "none".
+    """The backbone called ``name``.
 
-    `output_stride` asks for a coarsest feature map of at most that stride (dilated convolutions in
-    place of the last downsampling); a network that can't do this keeps its own strides.
+    Args:
+        name: one of ``SYNCBNNET_SIZES``, or ``timm/<name>``.
+        weights: "none" (random, by torch's global generator), or "default" or "backbone" for the
+            published ones.
+        output_stride: largest stride of a feature map, reached by dilated convolutions in place of
+            the last downsampling. A network that can't do this keeps its own strides.
 
-    Raises UserError for an unknown name, a timm network that has no feature maps to give or takes
-    only one size of picture, and for weights that do not exist or can't be fetched.
+    Raises:
+        UserError: the name is unknown, the network has no feature maps to give or takes images of
+            one size only, or the weights do not exist or can't be fetched.
     """
-    if name in SYNCBNNET_SIZES:
-        if weights != "none":
-            raise UserError(
-                f"{name} has no published weights: leave --weights at none, pass the path of a "
-                "file, or choose a backbone that has some, such as --backbone timm/resnet34."
-            )
-        return SyncBNBackbone(**SYNCBNNET_SIZES[name])
-
-    # Imported here because it takes a second, which a run without it need not wait for.
-    import timm
-
-    timm_name = name.removeprefix("timm/")
-    if timm_name == name or not timm.is_model(timm_name):
-        known = [*SYNCBNNET_SIZES, *(f"timm/{known}" for known in timm.list_models())]
-        raise unknown_name("backbone", name, known)
-    return TimmBackbone(timm_name, pretrained=weights != "none", output_stride=output_stride)
+    pretrained = weights != "none"
+    if name not in SYNCBNNET_SIZES:
+        timm_name = find_in_timm("backbone", name, list(SYNCBNNET_SIZES), pretrained=pretrained)
+        return TimmBackbone(timm_name, pretrained=pretrained, output_stride=output_stride)
+    if pretrained:
+        raise nothing_published(name, 'a backbone that has some, such as backbone="timm/resnet34"')
+    return SyncBNBackbone(**SYNCBNNET_SIZES[name])
 
 
 class TimmBackbone(nn.Module):
-    """A timm network cut down to its feature maps."""
+    """A timm network cut down to its feature maps, for images scaled with ImageNet's constants.
+
+    Args:
+        name: timm's own name of the network.
+        pretrained: whether to load its published weights.
+        output_stride: see ``build_backbone``.
+
+    Attributes:
+        channels: of each feature map, fine to coarse.
+        strides: of each feature map.
+
+    Raises:
+        UserError: the network can't be a backbone, or its weights can't be fetched.
+    """
 
     def __init__(
         self, name: str, *, pretrained: bool = False, output_stride: int | None = None
     ) -> None:
         super().__init__()
+        # Imported here because it takes a second, which a run without it need not wait for.
         import timm
 
         options = {"features_only": True}
@@ -57,21 +70,18 @@ class TimmBackbone(nn.Module):
             options["output_stride"] = output_stride
         self.round_to = _find_size_multiple(name, options)
 
-        if not pretrained:
-            self.net = timm.create_model(name, **options)
-        elif timm.is_model_pretrained(name):
+        if pretrained:
             with downloading(f"the weights of timm/{name}"):
                 self.net = timm.create_model(name, pretrained=True, **options)
         else:
-            raise UserError(f"timm has no published weights for {name}: use --weights none.")
+            self.net = timm.create_model(name, **options)
         self.channels = list(self.net.feature_info.channels())
         self.strides = list(self.net.feature_info.reduction())
         self.channels_last = _is_channels_last(self.net)
-        # Pictures come normalised with ImageNet's constants; some networks learnt from others.
-        config = timm.get_pretrained_cfg(name)
-        mine = (config.mean, config.std) if config else IMAGENET
-        self.renormalises = mine != IMAGENET
-        mean, std = (torch.tensor(values)[:, None, None] for values in mine)
+        # Images arrive scaled with ImageNet's constants; some networks were trained with others.
+        scaling = pixel_scaling(f"timm/{name}")
+        self.rescales = scaling != IMAGENET
+        mean, std = (torch.tensor(values)[:, None, None] for values in scaling)
         scale = torch.tensor(IMAGENET.std)[:, None, None] / std
         shift = (torch.tensor(IMAGENET.mean)[:, None, None] - mean) / std
         self.register_buffer("scale", scale, persistent=False)
@@ -79,11 +89,11 @@ class TimmBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, 3, H, W) → [(B, C_i, about H / stride_i, about W / stride_i)]."""
-        if self.renormalises:
+        if self.rescales:
             x = x * self.scale + self.shift
         size = [-(-s // self.round_to) * self.round_to for s in x.shape[-2:]]
         if size != list(x.shape[-2:]):
-            # Resized, not padded: the feature maps still cover exactly the picture.
+            # Resized, not padded: the feature maps still cover exactly the image.
             x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
         features = self.net(x)
         return [f.permute(0, 3, 1, 2) for f in features] if self.channels_last else features
@@ -108,9 +118,10 @@ def _can_create(name: str, **options) -> bool:
 
 
 def _find_size_multiple(name: str, options: dict) -> int:
-    """What a picture's height and width must be multiples of for this network: 1 for nearly all.
+    """What an image's height and width must be multiples of for this network: 1 for nearly all.
 
-    timm does not say, so one is tried on the meta device, which computes shapes and no values.
+    timm does not say, so the network is tried on the meta device, which computes shapes and no
+    values.
     """
     import timm
 
@@ -118,10 +129,7 @@ def _find_size_multiple(name: str, options: dict) -> int:
         with torch.device("meta"):
             net = timm.create_model(name, **options)
     except Exception as error:
-        raise UserError(
-            f"timm/{name} can't be used as a backbone ({error}): choose a convolutional network "
-            "such as timm/resnet34."
-        ) from error
+        raise UserError(f"timm/{name} can't be used as a backbone ({error}): {ADVICE}.") from error
     for multiple in (1, max(net.feature_info.reduction())):
         height, width = (97, 161) if multiple == 1 else (3 * multiple, 5 * multiple)
         try:
@@ -130,6 +138,5 @@ def _find_size_multiple(name: str, options: dict) -> int:
             continue
         return multiple
     raise UserError(
-        f"timm/{name} takes pictures of one size only and can't be used as a backbone: choose a "
-        "convolutional network such as timm/resnet34."
+        f"timm/{name} takes images of one size only and can't be used as a backbone: {ADVICE}."
     )

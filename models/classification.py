@@ -1,7 +1,8 @@
-"""The image classifiers by name: `build_classification_model("resnet18", num_classes=10)`.
+"""The image classifiers by name: ``build_classification_model("resnet18", num_classes=10)``.
 
-The project's own networks, all of torchvision's and all of timm's. Every one maps normalised
-pictures (B, 3, H, W) to logits (B, num_classes). Auxiliary classifiers are left out.
+The project's own networks, all of torchvision's and all of timm's. Every one maps images
+(B, 3, H, W), whose pixels are scaled as ``models.pretrained.pixel_scaling`` says, to logits
+(B, num_classes). Auxiliary classifiers are left out.
 """
 
 from contextlib import nullcontext
@@ -10,22 +11,21 @@ from functools import partial
 import torchvision
 from torch import nn
 
-from data.pixels import IMAGENET, PixelScaling
-from errors import UserError, unknown_name
+from errors import UserError
 from models.dry_run import dry_run
 from models.lenet import LeNet
-from models.published import load_published, wants_published
+from models.pretrained import downloading, find_in_timm, load_published, wants_published
 from models.syncbnnet import SYNCBNNET_SIZES, SyncBNNet
-from models.weights import NAMED_WEIGHTS, downloading, load_weights
+from models.weights import load_weights
 
 OWN_MODELS = (*SYNCBNNET_SIZES, "lenet")
 TORCHVISION_MODELS = tuple(torchvision.models.list_models(module=torchvision.models))
 CLASSIFICATION_MODELS = (*OWN_MODELS, *TORCHVISION_MODELS)  # and timm/<name>
 
-# Pictures up to this side are too small to be halved by the stem.
-SMALL_PICTURE = 40
+# Images up to this side are too small to be halved by the stem.
+SMALL_IMAGE = 40
 USUAL_SIZE = (224, 224)
-# Images are scaled alike for all models; these two then undo that and apply their own.
+# These two expect ImageNet's pixel scaling, undo it and apply their own.
 OWN_SCALING = ("googlenet", "inception_v3")
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # their auxiliary classifiers
 
@@ -35,76 +35,45 @@ def build_classification_model(
     num_classes: int,
     *,
     weights: str = "none",
-    in_channels: int = 3,
     image_size: tuple[int, int] | None = None,
 ) -> nn.Module:
-    """The image classifier called `name`: one of CLASSIFICATION_MODELS, or `timm/<name>`.
+    """The image classifier called ``name``.
 
     Args:
-        name: the model.
+        name: one of ``CLASSIFICATION_MODELS``, or ``timm/<name>``.
         num_classes: number of logits.
-        weights: none (random, by torch's global generator), default (trained on ImageNet; a head
-            of other classes stays random) or the path of a file; what does not fit is logged.
-        in_channels: channels of the pictures; torchvision's models take 3 only.
-        image_size: (height, width) of the pictures that the model will see. SyncBNNet keeps small
-            ones at their resolution in its stem, and transformers are built for the size.
+        weights: "none" (random, by torch's global generator), "default" (trained on ImageNet; a
+            head for other classes stays random) or the path of a file; what does not fit is logged.
+        image_size: (height, width) of the images that the model will see. SyncBNNet's stem keeps
+            small ones at their resolution, and transformers are built for the size.
 
     Raises:
-        UserError: an unknown name, a size that the model can't take, weights that do not exist or
-            can't be fetched.
+        UserError: the name is unknown, the model can't take the size, or the weights do not exist
+            or can't be fetched.
     """
-    published = wants_published(weights, name, name in OWN_MODELS, "resnet18")
+    published = wants_published(weights, name, OWN_MODELS, "resnet18")
     if name in OWN_MODELS:
-        model = _own(name, num_classes, in_channels, image_size)
+        model = _own(name, num_classes, image_size)
     elif name in TORCHVISION_MODELS:
-        model = _torchvision(name, num_classes, in_channels, image_size, published)
+        model = _torchvision(name, num_classes, image_size, published)
     else:
-        model = _timm(name, num_classes, in_channels, image_size, published)
-    if weights not in NAMED_WEIGHTS:
-        load_weights(model, weights)
+        model = _timm(name, num_classes, image_size, published)
+    load_weights(model, weights)
     size = image_size or _usual_size(name)
-    dry_run(model, name, (in_channels, *size), "choose another --image_size or --model")
+    dry_run(model, name, (3, *size), "choose another image_size or model")
     return model
 
 
-def pixel_scaling(name: str) -> PixelScaling:
-    """The scaling of pixels with which the classifier `name` was trained.
-
-    ImageNet's for nearly all. To a network without published weights it makes no difference.
-    """
-    if name in TORCHVISION_MODELS:
-        preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-        return PixelScaling(tuple(preset.mean), tuple(preset.std))
-    if not name.startswith("timm/"):
-        return IMAGENET
-    import timm
-
-    config = timm.get_pretrained_cfg(name.removeprefix("timm/"))
-    return PixelScaling(tuple(config.mean), tuple(config.std)) if config else IMAGENET
-
-
-def _own(
-    name: str, num_classes: int, in_channels: int, image_size: tuple[int, int] | None
-) -> nn.Module:
+def _own(name: str, num_classes: int, image_size: tuple[int, int] | None) -> nn.Module:
     if name == "lenet":
-        return LeNet(num_classes, in_channels)
-    small = image_size is not None and max(image_size) <= SMALL_PICTURE
-    options = SYNCBNNET_SIZES[name] | {"in_channels": in_channels, "stem_stride": 2 - small}
-    return SyncBNNet(num_classes, **options)
+        return LeNet(num_classes)
+    small = image_size is not None and max(image_size) <= SMALL_IMAGE
+    return SyncBNNet(num_classes, **SYNCBNNET_SIZES[name], stem_stride=1 if small else 2)
 
 
 def _torchvision(
-    name: str,
-    num_classes: int,
-    in_channels: int,
-    image_size: tuple[int, int] | None,
-    published: bool,
+    name: str, num_classes: int, image_size: tuple[int, int] | None, published: bool
 ) -> nn.Module:
-    if in_channels != 3:
-        raise UserError(
-            f"{name} takes pictures of 3 channels, not {in_channels}: choose one of timm's, such "
-            "as --model timm/resnet18."
-        )
     options = {}
     if name in OWN_SCALING:
         # Also without published weights: a file of weights must find the network it was saved from.
@@ -112,7 +81,8 @@ def _torchvision(
     elif name.startswith("vit_") and image_size is not None:
         if image_size[0] != image_size[1]:
             raise UserError(
-                f"{name} takes square pictures only: give --image_size two equal sides."
+                f"{name} takes square images only: give image_size two equal sides, or choose "
+                "another model."
             )
         options = {"image_size": image_size[0]}
     elif name.startswith("maxvit") and image_size is not None:
@@ -127,28 +97,14 @@ def _torchvision(
 
 
 def _timm(
-    name: str,
-    num_classes: int,
-    in_channels: int,
-    image_size: tuple[int, int] | None,
-    published: bool,
+    name: str, num_classes: int, image_size: tuple[int, int] | None, published: bool
 ) -> nn.Module:
-    # Imported here because it takes a second, which a run without it need not wait for.
+    timm_name = find_in_timm(
+        "classification model", name, CLASSIFICATION_MODELS, pretrained=published
+    )
     import timm
 
-    timm_name = name.removeprefix("timm/")
-    if timm_name == name or not timm.is_model(timm_name):
-        known = [*CLASSIFICATION_MODELS, *(f"timm/{known}" for known in timm.list_models())]
-        raise unknown_name("classification model", name, known)
-    if published and not timm.is_model_pretrained(timm_name):
-        raise UserError(f"timm has no published weights for {timm_name}: use --weights none.")
-    create = partial(
-        timm.create_model,
-        timm_name,
-        pretrained=published,
-        num_classes=num_classes,
-        in_chans=in_channels,
-    )
+    create = partial(timm.create_model, timm_name, pretrained=published, num_classes=num_classes)
     with downloading(f"the weights of {name}") if published else nullcontext():
         if image_size is None:
             return create()
@@ -164,13 +120,13 @@ def _wrong_size(name: str, image_size: tuple[int, int] | None, error: Exception)
     height, width = image_size or USUAL_SIZE
     reason = str(error).partition("\n")[0].strip().rstrip(".")
     return UserError(
-        f"{name} can't take an input of {height}x{width} ({reason}): choose another "
-        "--image_size or --model."
+        f"{name} can't take an input of {height}x{width} ({reason}): choose another image_size or "
+        "model."
     )
 
 
 def _usual_size(name: str) -> tuple[int, int]:
-    """(height, width) that a model is tried on if nothing is known of the pictures."""
+    """(height, width) on which a model is tried if the size of the images isn't known."""
     if name == "lenet":
         return 28, 28
     if not name.startswith("timm/"):

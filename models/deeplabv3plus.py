@@ -1,67 +1,62 @@
 """DeepLabV3+ over any backbone (https://arxiv.org/abs/1802.02611)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import ConvBNAct, LogitsHead, SeparableConv
 
+WIDTH = 256  # channels of ASPP and decoder, as published; small backbones get fewer
+RATES = (6, 12, 18)  # dilations of ASPP for a coarsest feature map at stride 16
+
 
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: one feature map seen at several distances at once.
 
-    A 1x1 convolution, a dilated separable one per rate and the picture's average, joined and mixed
+    A 1x1 convolution, a dilated separable one per rate and the image's average, joined and mixed
     (https://arxiv.org/abs/1706.05587, section 3.3).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, rates: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
             [
                 ConvBNAct(in_channels, out_channels, 1),
-                *(SeparableConv(in_channels, out_channels, dilation=rate) for rate in rates),
+                *(SeparableConv(in_channels, out_channels, dilation=rate) for rate in RATES),
             ]
         )
-        # No BatchNorm here, unlike the paper: it would see one value per picture and channel, so a
+        # No BatchNorm here, unlike the paper: it would see one value per image and channel, so a
         # batch of 1 could not train at all, and one of 2 would be normalised to plus or minus 1.
         self.pool = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_channels, out_channels, 1), nn.SiLU()
         )
-        self.mix = ConvBNAct(out_channels * (len(rates) + 2), out_channels, 1)
+        self.mix = ConvBNAct(out_channels * (len(RATES) + 2), out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, h, w) → (B, out_channels, h, w)."""
-        picture = self.pool(x).expand(-1, -1, *x.shape[-2:])
-        return self.mix(torch.cat([*(branch(x) for branch in self.branches), picture], dim=1))
+        average = self.pool(x).expand(-1, -1, *x.shape[-2:])
+        return self.mix(torch.cat([*(branch(x) for branch in self.branches), average], dim=1))
 
 
 class DeepLabV3Plus(nn.Module):
     """ASPP on the coarsest feature map, and a decoder that sharpens it with the one at stride 4.
 
-    `width` is the number of channels of ASPP and decoder: the paper's 256, or what the backbone
-    ends with if that is less.
+    Args:
+        backbone: of ``models.backbones``.
+        num_classes: number of logits per pixel.
+        aux_loss: whether there is an auxiliary head.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        num_classes: int,
-        *,
-        width: int = 256,
-        rates: Sequence[int] = (6, 12, 18),
-        aux_loss: bool = False,
-    ) -> None:
+    def __init__(self, backbone: nn.Module, num_classes: int, *, aux_loss: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         channels = backbone.channels
-        width = min(width, channels[-1])
-        # The coarsest map that is no coarser than a quarter, or the finest there is.
+        width = min(WIDTH, channels[-1])
+        # The coarsest map of stride 4 or less, or the finest there is.
         self.low_level = max(sum(stride <= 4 for stride in backbone.strides) - 1, 0)
         low_width = min(48, channels[self.low_level])
 
-        self.aspp = ASPP(channels[-1], width, rates)
+        self.aspp = ASPP(channels[-1], width)
         self.low = ConvBNAct(channels[self.low_level], low_width, 1)
         self.decoder = nn.Sequential(
             SeparableConv(width + low_width, width), SeparableConv(width, width)
@@ -72,7 +67,7 @@ class DeepLabV3Plus(nn.Module):
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) → {"out": (B, num_classes, H, W)}, and "aux" alike while training."""
+        """(B, 3, H, W) → {"out": (B, num_classes, H, W)}, in training also "aux" of this shape."""
         features = self.backbone(x)
         low = self.low(features[self.low_level])
         context = resize(self.aspp(features[-1]), low)
@@ -84,5 +79,5 @@ class DeepLabV3Plus(nn.Module):
 
 
 def resize(x: Tensor, like: Tensor) -> Tensor:
-    """`x` at the height and width of `like`, bilinearly."""
+    """``x`` resized bilinearly to the height and width of ``like``."""
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

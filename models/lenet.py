@@ -7,11 +7,12 @@ class LeNet(nn.Sequential):
     """conv 20@3x3 → pool → conv 50@5x5 → pool → 800 → 128 → classes, with ReLU.
 
     The network of https://d2l.ai/chapter_computational-performance/multiple-gpus.html, which takes
-    28x28 pixels. A last pooling to 4x4, the identity at that size, admits any picture from 14x14.
+    28x28 pixels. A last pooling to 4x4, the identity at that size, admits all images from 14x14
+    pixels on.
 
     Args:
         num_classes: number of logits.
-        in_channels: 1 in the book; the pictures of this project have 3.
+        in_channels: 1 in the book; the images of the training scripts have 3.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:

@@ -1,7 +1,8 @@
-"""The segmentation models by name: `build_segmentation_model("unet", num_classes=5)`.
+"""The segmentation models by name: ``build_segmentation_model("unet", num_classes=5)``.
 
-Every model maps normalised pictures (B, 3, H, W) to {"out": logits (B, num_classes, H, W)}; one
-with an auxiliary head adds "aux", of the same shape, while training.
+Every model maps images (B, 3, H, W), whose pixels are scaled with ImageNet's constants, to
+{"out": logits (B, num_classes, H, W)}. One with an auxiliary head adds "aux", of the same shape,
+while training.
 """
 
 from functools import partial
@@ -14,9 +15,9 @@ from errors import UserError, unknown_name
 from models.backbones import build_backbone
 from models.deeplabv3plus import DeepLabV3Plus
 from models.dry_run import freeze_unused
-from models.published import load_published
+from models.pretrained import downloading, load_published
 from models.unet import UNet
-from models.weights import NAMED_WEIGHTS, downloading, load_weights
+from models.weights import NAMED_WEIGHTS, load_weights
 
 DEFAULT_BACKBONE = "syncbnnet"
 
@@ -25,21 +26,29 @@ def build_segmentation_model(
     name: str,
     num_classes: int,
     *,
-    backbone: str | None = None,
+    backbone: str = DEFAULT_BACKBONE,
     weights: str = "none",
     aux_loss: bool = False,
 ) -> nn.Module:
-    """The segmentation model called `name`; SEGMENTATION_MODELS lists them.
+    """The segmentation model called ``name``.
 
-    `backbone` is for the project's own models; see models/backbones.py. `weights` is
+    Args:
+        name: one of ``SEGMENTATION_MODELS``.
+        num_classes: number of logits per pixel.
+        backbone: of the project's own models; see ``models.backbones.build_backbone``.
+        weights: one of
 
-        none      random, by torch's global generator
-        default   all that is published: torchvision's segmenter, or the backbone of an own model;
-                  a head of other classes stays random
-        backbone  the backbone trained on ImageNet, the rest random
-        a path    a .safetensors or .pth file; what does not fit is logged
+            "none"      random, by torch's global generator
+            "default"   all that is published: torchvision's segmenter, or the backbone of the
+                        project's own; a head for other classes stays random
+            "backbone"  the backbone trained on ImageNet, the rest random
+            a path      a .safetensors or .pth file; what does not fit is logged
 
-    Raises UserError for an unknown name and for a combination that does not exist.
+        aux_loss: whether the model has an auxiliary head.
+
+    Raises:
+        UserError: the name is unknown, the model doesn't exist with these arguments, or the weights
+            do not exist or can't be fetched.
     """
     if name not in SEGMENTATION_MODELS:
         raise unknown_name("segmentation model", name, SEGMENTATION_MODELS)
@@ -47,8 +56,7 @@ def build_segmentation_model(
     model = SEGMENTATION_MODELS[name](
         name, num_classes, backbone=backbone, weights=published, aux_loss=aux_loss
     )
-    if weights != published:
-        load_weights(model, weights)
+    load_weights(model, weights)
     return model
 
 
@@ -57,11 +65,10 @@ def _build_own(
     name: str,
     num_classes: int,
     *,
-    backbone: str | None,
+    backbone: str,
     weights: str,
     aux_loss: bool,
 ) -> nn.Module:
-    backbone = backbone or DEFAULT_BACKBONE
     # DeepLab's dilated convolutions were designed for a coarsest map at a sixteenth.
     output_stride = 16 if network is DeepLabV3Plus else None
     features = build_backbone(backbone, weights, output_stride=output_stride)
@@ -72,12 +79,12 @@ def _build_own(
 
 
 def _build_torchvision(
-    name: str, num_classes: int, *, backbone: str | None, weights: str, aux_loss: bool
+    name: str, num_classes: int, *, backbone: str, weights: str, aux_loss: bool
 ) -> nn.Module:
-    if backbone not in (None, DEFAULT_BACKBONE):
+    if backbone != DEFAULT_BACKBONE:
         raise UserError(
-            f"{name} has its backbone built in: leave out --backbone {backbone}, or choose a model "
-            "that takes one, --model unet or deeplabv3plus."
+            f"{name} has its backbone built in: leave out the backbone {backbone}, or choose a "
+            "model that takes one, unet or deeplabv3plus."
         )
     options = {"aux_loss": aux_loss}
     if name.startswith("lraspp"):
@@ -114,6 +121,9 @@ class TorchvisionSegmenter(nn.Module):
 
     torchvision's own forward always runs it, which evaluation would pay for and not use. The parts
     keep their names, so the weights are interchangeable with torchvision's.
+
+    Args:
+        model: built by torchvision, with an auxiliary head.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -123,7 +133,7 @@ class TorchvisionSegmenter(nn.Module):
         self.aux_classifier = model.aux_classifier
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) → {"out": (B, num_classes, H, W)}, and "aux" alike while training."""
+        """(B, 3, H, W) → {"out": (B, num_classes, H, W)}, in training also "aux" of this shape."""
         features = self.backbone(x)
         result = {"out": self.classifier(features["out"])}
         if self.training:

@@ -1,10 +1,10 @@
-"""SyncBNNet, the project's own network: a small residual network, for pictures and for clips.
+"""SyncBNNet, the project's own network: a small residual network, for images and for clips.
 
     stem (stride 2) → stage 1 (4) → stage 2 (8) → stage 3 (16) → global average pooling → linear
 
-`SyncBNBackbone` is everything before the pooling and returns each level's feature map; segmenters
-and detectors are built over it. `SyncBNNet` adds the pooling and the linear layer. Both keep the
-backbone under the name `backbone`, so a classifier's weights load into a segmenter.
+``SyncBNBackbone`` is everything before the pooling and returns each level's feature map;
+segmenters and detectors are built over it. ``SyncBNNet`` adds the pooling and the linear layer.
+All of them name it ``backbone``, so a classifier's weights load into a segmenter.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,17 @@ SYNCBNNET_SIZES = {
 class SyncBNBackbone(nn.Module):
     """The stem and the stages of SyncBNNet as a feature backbone.
 
-    `channels` and `strides` describe the feature maps that `forward` returns. Every stage halves
-    each dimension; the stem halves height and width by default and leaves time as it is. A stem
-    stride of 1 suits pictures as small as CIFAR's. `factorized` splits each convolution over clips
-    (`dims=3`) into one over space and one over time.
+    Args:
+        stem: channels of the stem.
+        widths: channels of each stage, which halves every dimension.
+        depths: residual blocks of each stage.
+        stem_stride: over height and width, never over time; 1 suits images as small as CIFAR's.
+        dims: 2 for images, 3 for clips.
+        factorized: for clips, split each convolution into one over space and one over time.
+
+    Attributes:
+        channels: of each feature map that ``forward`` returns.
+        strides: of each feature map, over height and width.
     """
 
     def __init__(
@@ -37,9 +44,7 @@ class SyncBNBackbone(nn.Module):
         widths: Sequence[int] = (32, 64, 128),
         depths: Sequence[int] = (1, 1, 1),
         *,
-        in_channels: int = 3,
         stem_stride: int = 2,
-        zero_init: bool = True,
         dims: int = 2,
         factorized: bool = False,
     ) -> None:
@@ -49,27 +54,24 @@ class SyncBNBackbone(nn.Module):
 
         spatial_stride = (1,) * (dims - 2) + (stem_stride, stem_stride)
         kind = {"dims": dims, "factorized": factorized}
-        self.stem = conv3(in_channels, stem, spatial_stride, **kind)
+        self.stem = conv3(3, stem, spatial_stride, **kind)
         self.stages = nn.ModuleList()
         for i, depth in enumerate(depths):
             sizes = [self.channels[i]] + [widths[i]] * depth
             self.stages.append(
                 nn.Sequential(
                     *(
-                        ResidualBlock(
-                            sizes[j],
-                            sizes[j + 1],
-                            stride=2 if j == 0 else 1,
-                            zero_init=zero_init,
-                            **kind,
-                        )
+                        ResidualBlock(sizes[j], sizes[j + 1], 2 if j == 0 else 1, **kind)
                         for j in range(depth)
                     )
                 )
             )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, in_channels, H, W) → [(B, C_i, H / stride_i, W / stride_i)], sizes rounded up."""
+        """(B, 3, H, W) → [(B, C_i, H / stride_i, W / stride_i)], sizes rounded up.
+
+        Clips (B, 3, T, H, W) likewise; every stage halves T too.
+        """
         features = [self.stem(x)]
         for stage in self.stages:
             features.append(stage(features[-1]))
@@ -79,7 +81,9 @@ class SyncBNBackbone(nn.Module):
 class SyncBNNet(nn.Module):
     """A classifier: SyncBNBackbone → global average pooling → linear.
 
-    The keyword arguments are the backbone's: `SyncBNNet(10, **SYNCBNNET_SIZES["syncbnnet_s"])`.
+    Args:
+        num_classes: number of logits.
+        **backbone_options: of ``SyncBNBackbone``, such as ``SYNCBNNET_SIZES["syncbnnet_s"]``.
     """
 
     def __init__(self, num_classes: int, **backbone_options) -> None:
@@ -88,6 +92,6 @@ class SyncBNNet(nn.Module):
         self.head = nn.Linear(self.backbone.channels[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W), or (B, 3, T, H, W) with `dims=3` → logits (B, num_classes)."""
+        """(B, 3, H, W), or (B, 3, T, H, W) with ``dims=3`` → logits (B, num_classes)."""
         x = self.backbone(x)[-1]
         return self.head(x.mean(dim=tuple(range(2, x.ndim))))

@@ -27,8 +27,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from errors import UserError
 from models.detector_output import Detections, DetectorLosses
+from models.pretrained import downloading
 from models.pretrained_heads import BACKGROUND, HEADS, replace_heads
-from models.weights import downloading
 
 
 class _Adapter:

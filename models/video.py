@@ -1,6 +1,7 @@
-"""The video classifiers by name: `build_video_model("syncbnnet3d", num_classes=4)`.
+"""The video classifiers by name: ``build_video_model("syncbnnet3d", num_classes=4)``.
 
-Every model maps normalised clips (B, 3, T, H, W) to logits (B, num_classes).
+Every model maps clips (B, 3, T, H, W), whose pixels are scaled as
+``models.pretrained.pixel_scaling`` says, to logits (B, num_classes).
 """
 
 from functools import partial
@@ -8,14 +9,13 @@ from functools import partial
 import torchvision
 from torch import Tensor, nn
 
-from data.pixels import IMAGENET, PixelScaling
 from errors import unknown_name
 from models.dry_run import dry_run
-from models.published import load_published, wants_published
+from models.pretrained import load_published, wants_published
 from models.syncbnnet import SYNCBNNET_SIZES, SyncBNNet
-from models.weights import NAMED_WEIGHTS, load_weights
+from models.weights import load_weights
 
-# Clips that torchvision's networks take, where that isn't nearly any.
+# The clips that some of torchvision's networks need; the others take nearly any.
 REQUIRED = {
     "s3d": "at least 13 frames of 209x209 pixels",
     "mvit_v1_b": "16 frames of 224x224 pixels",
@@ -25,7 +25,7 @@ USUAL_CLIP = (16, 224, 224)
 
 
 class SingleFrame(SyncBNNet):
-    """SyncBNNet for pictures on the middle frame of a clip: what can be told without motion."""
+    """SyncBNNet for images on the middle frame of a clip: what can be seen without motion."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, T, H, W) → logits (B, num_classes)."""
@@ -33,7 +33,7 @@ class SingleFrame(SyncBNNet):
 
 
 def _sizes(name: str, **options) -> dict[str, partial]:
-    """SyncBNNet under `name` in the sizes that train on clips in reasonable time."""
+    """SyncBNNet under ``name`` in the sizes that train on clips in reasonable time."""
     return {
         name + size.removeprefix("syncbnnet"): partial(
             SyncBNNet, dims=3, **SYNCBNNET_SIZES[size], **options
@@ -58,42 +58,32 @@ def build_video_model(
     weights: str = "none",
     clip_size: tuple[int, int, int] | None = None,
 ) -> nn.Module:
-    """The video classifier called `name`; VIDEO_MODELS lists them.
+    """The video classifier called ``name``.
 
     Args:
-        name: the model.
+        name: one of ``VIDEO_MODELS``.
         num_classes: number of logits.
-        weights: none (random, by torch's global generator), default (torchvision's, trained on
-            Kinetics-400; a head of other classes stays random) or the path of a file; what does
+        weights: "none" (random, by torch's global generator), "default" (torchvision's, trained on
+            Kinetics-400; a head for other classes stays random) or the path of a file; what does
             not fit is logged.
         clip_size: (frames, height, width) of the clips that the model will see.
 
     Raises:
-        UserError: an unknown name, clips that the model can't take, weights that do not exist or
-            can't be fetched.
+        UserError: the name is unknown, the model can't take the clips, or the weights do not exist
+            or can't be fetched.
     """
     if name not in VIDEO_MODELS:
         raise unknown_name("video model", name, VIDEO_MODELS)
-    published = wants_published(weights, name, name in OWN_MODELS, "r2plus1d_18")
+    published = wants_published(weights, name, tuple(OWN_MODELS), "r2plus1d_18")
     if name in OWN_MODELS:
         model = OWN_MODELS[name](num_classes)
     else:
         model = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
     if published:
         load_published(model, name)
-    if weights not in NAMED_WEIGHTS:
-        load_weights(model, weights)
-    required = f"it takes clips of {REQUIRED[name]}" if name in REQUIRED else "choose longer ones"
-    dry_run(model, name, (3, *(clip_size or USUAL_CLIP)), required)
+    load_weights(model, weights)
+    advice = "choose longer or larger clips"
+    if name in REQUIRED:
+        advice = f"it takes clips of {REQUIRED[name]}"
+    dry_run(model, name, (3, *(clip_size or USUAL_CLIP)), advice)
     return model
-
-
-def pixel_scaling(name: str) -> PixelScaling:
-    """The scaling of pixels with which the video classifier `name` was trained.
-
-    torchvision's networks differ. To the project's own it makes no difference.
-    """
-    if name not in TORCHVISION_MODELS:
-        return IMAGENET
-    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    return PixelScaling(tuple(preset.mean), tuple(preset.std))

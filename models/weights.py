@@ -1,8 +1,7 @@
-"""Weights from files and from the publishers, into models that need not fit them entirely."""
+"""Weights from files, into models that need not fit them entirely."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,41 +12,49 @@ from errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# What --weights may be besides the path of a file.
+# What ``weights`` may be besides the path of a file.
 NAMED_WEIGHTS = ("none", "default", "backbone")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of any other file by `torch.load(weights_only=True)`.
+    """The tensors of a .safetensors file, or of another file by ``torch.load(weights_only=True)``.
 
-    Finds them also inside the dictionaries that training scripts save ("model", "state_dict"), and
-    removes the prefixes of DistributedDataParallel and torch.compile.
+    They are also found in the dictionaries that training scripts save, under "model" or
+    "state_dict". The prefixes of DistributedDataParallel and ``torch.compile`` are removed.
 
-    Raises UserError if there is no such file or no weights can be read from it.
+    Raises:
+        UserError: there is no such file, or no weights can be read from it.
     """
     path = Path(path)
     if not path.exists():
+        names = ", ".join(NAMED_WEIGHTS)
         raise UserError(
-            f"--weights {path} is not a file: pass the path of one or {', '.join(NAMED_WEIGHTS)}."
+            f"{path} is not a file of weights: pass the path of one, or one of the names {names}."
         )
     if path.is_dir():
-        raise UserError(f"--weights {path} is a folder: pass a file in it, e.g. best.safetensors.")
+        raise UserError(
+            f"{path} is a folder, not a file of weights: pass a file in it, such as "
+            "best.safetensors."
+        )
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of any type: an unpickler that is fed something else
+    except Exception as error:  # of any type: the file may hold anything
         raise UserError(
-            f"--weights {path} can't be read as weights: it is damaged, or a .pth file that "
-            "holds more than tensors; save the model's state_dict() alone, best as .safetensors."
+            f"{path} can't be read as weights: it is damaged, or a .pth file that holds more than "
+            "tensors; save the model's state_dict() alone, best as .safetensors."
         ) from error
 
     for key in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping):
-        raise UserError(f"--weights {path} holds a {type(state).__name__}, not a state_dict().")
+        raise UserError(
+            f"{path} holds a {type(state).__name__} and no weights: save the model's state_dict() "
+            "there."
+        )
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     for prefix in ("module.", "_orig_mod."):
         if tensors and all(key.startswith(prefix) for key in tensors):
@@ -55,13 +62,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_matching(model: nn.Module, state: Mapping[str, Tensor], source: str) -> str:
-    """Copies into `model` every tensor of `state` that has the name and shape of one of its own.
+def load_matching(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy into ``model`` every tensor that has the name and the shape of one of its own.
 
-    If no name fits and the model has a `backbone`, `state` is taken for that of a backbone alone.
-    Returns one sentence on what was left out, "" if nothing was; `source` names the weights in it.
+    If no tensor fits and the model has a ``backbone``, the weights are taken for those of a
+    backbone alone. One sentence in the log says what was left out, such as the head for other
+    classes.
 
-    Raises UserError if nothing fits.
+    Args:
+        model: takes the weights.
+        state: tensors by name.
+        source: what messages call the weights.
+
+    Raises:
+        UserError: nothing fits.
     """
     target = model
     if not _matching(target, state) and hasattr(model, "backbone"):
@@ -69,8 +83,8 @@ def load_matching(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     own, fitting = target.state_dict(), _matching(target, state)
     if not fitting:
         raise UserError(
-            f"{source} has no tensor with the name and shape of one of this model: it belongs to "
-            "another one; check --model and --backbone."
+            f"{source} has no tensor with the name and shape of one of this model: the weights "
+            "belong to another one; check the model and its backbone."
         )
     target.load_state_dict(fitting, strict=False)
 
@@ -79,48 +93,43 @@ def load_matching(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
         for key in own
         if key in state and key not in fitting
     ]
-    missing = sum(key not in state for key in model.state_dict()) if target is model else 0
-    parts = [*reshaped[:4], *([f"and {len(reshaped) - 4} more"] if len(reshaped) > 4 else [])]
+    parts = [*reshaped[:4], *([f"{len(reshaped) - 4} more"] if len(reshaped) > 4 else [])]
+    missing = sum(key not in state for key in own) if target is model else 0
     if missing:
         parts.append(f"{missing} tensors of the model are not in it")
     if unknown := sum(key not in own for key in state):
         parts.append(f"{unknown} of its tensors are not in the model")
-    return (
-        f"{source}: loaded {len(fitting)} tensors; left out: {'; '.join(parts)}." if parts else ""
-    )
+    if parts:
+        logger.warning(f"{source}: loaded {len(fitting)} tensors; left out: {'; '.join(parts)}.")
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Loads a file's weights and logs what did not fit, e.g. the head of other classes."""
-    report = load_matching(model, read_weights(path), f"--weights {path}")
-    if report:
-        logger.warning(report)
+def load_weights(model: nn.Module, weights: str) -> None:
+    """Load the file that ``weights`` names; nothing is loaded for one of ``NAMED_WEIGHTS``.
+
+    What does not fit is logged: see ``load_matching``.
+
+    Raises:
+        UserError: the file can't be read, or nothing in it fits the model.
+    """
+    if weights not in NAMED_WEIGHTS:
+        load_matching(model, read_weights(weights), weights)
 
 
 def refuse_incomplete(model: nn.Module, path: str | Path) -> None:
-    """Raises UserError if the file leaves a part of `model` as it was initialised."""
+    """Make sure that a file leaves no part of ``model`` as it was initialised.
+
+    Raises:
+        UserError: a tensor of the model is not in the file.
+    """
     own = model.state_dict()
     given = _matching(model, read_weights(path))
     left = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
     if left:
         raise UserError(
-            f"--weights {path} doesn't hold all of this model ({len(left)} tensors are left at "
-            f"random, the first is {left[0]}), so there is nothing to evaluate; check --model, "
-            "--backbone and the data set's classes."
+            f"{path} doesn't hold all of this model ({len(left)} tensors are left at random, the "
+            f"first is {left[0]}), so there is nothing to evaluate; check the model, its backbone "
+            "and the data set's classes."
         )
-
-
-@contextmanager
-def downloading(what: str) -> Iterator[None]:
-    """Turns a failed download of `what` into a UserError that says what to do without network."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(
-            f"can't fetch {what} ({reason}): check the network, or bring the file from a machine "
-            "that has one and pass --weights PATH, or train from scratch with --weights none."
-        ) from error
 
 
 def _matching(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,14 +1,19 @@
-"""Normalisation: the synchronised BatchNorm, and everything that decides, converts and measures it.
+"""Batch normalisation across processes: the layer, and what chooses, converts and measures it.
 
-layer.py          SyncBatchNorm, a drop-in for BatchNorm1d/2d/3d in several processes
-kernels.py        the arithmetic it is made of, per device
-fused_combine.py  the one Triton kernel (CUDA)
-groups.py         the two collectives
-local_exchange.py a quicker way for them between processes on one host
-convert.py        convert_norm: exchange a model's normalisation layers, and change them back
-choose.py         choose_norm: the rule behind `--norm auto`
-running_stats.py  precise_bn and average_running_stats: running statistics equal on all ranks
-disagreement.py   rank_disagreement: does this run need synchronised statistics at all?
+The folder imports torch and nothing else of the repository it lies in (timm and Triton only where
+they are installed): copied into another project, under any name, it works.
+
+To read it, begin with the layer and follow a batch through it:
+
+1. ``layer.py``: ``SyncBatchNorm``, a drop-in for BatchNorm1d/2d/3d in several processes.
+2. ``kernels.py``: the arithmetic between its two collectives, per device.
+3. ``fused_combine.py``: the one Triton kernel among it (CUDA).
+4. ``groups.py``: the two collectives.
+5. ``local_exchange.py``: a quicker way for them between processes of one host.
+6. ``convert.py``: ``convert_norm`` exchanges a model's normalisation layers, and changes them back.
+7. ``choose.py``: ``choose_norm`` decides which normalisation a model and a launch need.
+8. ``running_stats.py``: running statistics that are equal on all ranks.
+9. ``disagreement.py``: ``rank_disagreement`` measures whether a run needs synchronised statistics.
 """
 
 from .choose import NormChoice, choose_norm

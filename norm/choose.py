@@ -1,22 +1,27 @@
-"""choose_norm: the rule behind `--norm auto`."""
+"""``choose_norm``: which normalisation a model needs, by its layers and the batch per process."""
 
 from dataclasses import dataclass
 
 from torch import nn
 
-from .convert import KINDS, family, is_other_norm
+from .convert import KINDS, NormError, family, is_other_norm
 
-# Up to this many samples per process, training gains from synchronised statistics: below 16 per
-# worker the error of BatchNorm starts to grow (Wu and He, 2018, arXiv:1803.08494, figure 5).
+# Up to this many samples per process, synchronised statistics help training: the error of BatchNorm
+# grows below 16 per process (Wu and He, 2018, arXiv:1803.08494, figure 5).
 SMALL_BATCH = 8
 
-# Up to this many samples in one process, statistics are too noisy and no other rank can help.
+# Up to this many samples, one process alone gets noisy statistics.
 TINY_BATCH = 4
 
 
 @dataclass(frozen=True)
 class NormChoice:
-    """A kind for `convert_norm` ("none": convert nothing), and the reason in one sentence."""
+    """Which normalisation was chosen, and why.
+
+    Attributes:
+        kind: for ``convert_norm``; "none" where there is nothing to convert.
+        reason: one sentence.
+    """
 
     kind: str
     reason: str
@@ -25,19 +30,22 @@ class NormChoice:
 def choose_norm(
     norm: str, model: nn.Module, num_processes: int, batch_size_per_process: int
 ) -> NormChoice:
-    """What `--norm` comes to for this model and launch.
+    """Choose the normalisation of a model.
 
     Args:
-        norm: auto, or the kind asked for.
-        model: looked through for the layers it has.
-        num_processes: over which the statistics could be synchronised.
-        batch_size_per_process: samples of one forward on one process.
+        norm: "auto", or the kind asked for, which is chosen if it makes a difference.
+        model: its layers decide what can be converted.
+        num_processes: the processes that could share statistics.
+        batch_size_per_process: samples per process and forward.
+
+    Returns:
+        The kind and the reason.
 
     Raises:
-        ValueError: a norm that doesn't exist.
+        NormError: ``norm`` is neither "auto" nor a kind.
     """
     if norm not in ("auto", *KINDS):
-        raise ValueError(f"norm is one of auto, {', '.join(KINDS)}; got {norm!r}")
+        raise NormError(f"norm must be one of auto, {', '.join(KINDS)}, got {norm!r}.")
     batch = f"{batch_size_per_process} per process"
     if norm == "sync_bn" and num_processes == 1:
         return NormChoice(
@@ -64,7 +72,7 @@ def choose_norm(
         return NormChoice(
             "bn",
             f"One process keeps BatchNorm, but its statistics over a batch of "
-            f"{batch_size_per_process} are noisy: --norm group_norm does not depend on the batch.",
+            f"{batch_size_per_process} are noisy: group_norm does not depend on the batch.",
         )
     if num_processes == 1:
         return NormChoice("bn", "One process has nothing to synchronise.")

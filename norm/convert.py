@@ -25,7 +25,7 @@ AUTO_ON_CUDA = "torch"
 
 
 class NormError(ValueError):
-    """A model or an argument for which normalisation can't be chosen or converted."""
+    """The normalisation of a model can't be chosen or converted as asked; one or two sentences."""
 
 
 MAX_GROUPS = 32  # Wu and He, 2018 (arXiv:1803.08494), table 3
@@ -113,17 +113,17 @@ def convert_norm(
             divide into groups; no running statistics to freeze; a group size that doesn't fit.
     """
     if kind not in KINDS:
-        raise NormError(f"the normalisation {kind!r} is not one of {', '.join(KINDS)}")
+        raise NormError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
     if impl not in ("auto", "torch", "own"):
-        raise NormError(f"the implementation {impl!r} of sync_bn is not one of auto, torch, own")
+        raise NormError(f"impl must be one of auto, torch, own, got {impl!r}.")
     _refuse_wrapped(model)
     if impl == "auto":
         impl = AUTO_ON_CUDA if _will_run_on_cuda(model) else "own"
     target = f"sync_bn ({impl})" if kind == "sync_bn" else kind
     if group_size is not None and target == "sync_bn (torch)":
         raise NormError(
-            "torch's SyncBatchNorm can't be copied with a group, which the averaged weights need: "
-            "use --sync_bn_group_size with --sync_bn_impl own"
+            "torch's SyncBatchNorm can't be copied once it has a process group, which averaged "
+            "weights need: group_size needs impl 'own'."
         )
     layers, already, unknown = _survey(model, target, regroup=group_size is not None)
     if unknown:
@@ -134,8 +134,8 @@ def convert_norm(
         )
     if not layers and not already:
         raise NormError(
-            f"nothing to convert to {kind}: {type(model).__name__} has no BatchNorm layer"
-            f"{_other_norms(model)}, so choose --norm auto or another model"
+            f"There is nothing to convert to {kind}: {type(model).__name__} has no BatchNorm layer"
+            f"{_other_norms(model)}."
         )
     for name, layer in layers.items():
         _check(name, layer, kind)
@@ -202,13 +202,13 @@ def _check(name: str, layer: nn.Module, kind: str) -> None:
         channels = len(layer.running_mean) if family(layer) == "frozen_bn" else layer.num_features
         if _groups(channels) is None:
             raise NormError(
-                f"layer {name} has {channels} channels, which don't divide into groups of equal "
-                f"size, so GroupNorm can't replace its BatchNorm: choose --norm sync_bn or bn"
+                f"Layer {name} has {channels} channels, which don't divide into groups of equal "
+                f"size, so GroupNorm can't replace its BatchNorm: choose sync_bn or bn."
             )
     if kind == "frozen_bn" and layer.running_mean is None:
         raise NormError(
-            f"layer {name} keeps no running statistics (track_running_stats=False), so there is "
-            f"nothing to freeze: choose --norm sync_bn or bn"
+            f"Layer {name} keeps no running statistics (track_running_stats=False), so there is "
+            f"nothing to freeze: choose sync_bn or bn."
         )
 
 
@@ -268,7 +268,7 @@ def _revert(layer: _BatchNorm) -> None:
 def _thaw(frozen: nn.Module) -> _BatchNorm:
     """A BatchNorm that trains, from a frozen one of this project, torchvision or timm."""
     has_activation = hasattr(frozen, "act")
-    # Those of torchvision and timm are all for pictures.
+    # Those of torchvision and timm are all for images.
     fallback = _timm("BatchNormAct2d") if has_activation else nn.BatchNorm2d
     kind = frozen.__dict__.get("plain_class", fallback)
     affine = frozen.weight is not None
@@ -300,8 +300,8 @@ def _refuse_wrapped(model: nn.Module) -> None:
     for module in model.modules():
         if type(module).__name__ in wrappers:
             raise NormError(
-                f"the model is wrapped in {type(module).__name__} already, which holds on to the "
-                f"layers it was given: convert the normalisation before wrapping or preparing it"
+                f"The model is wrapped in {type(module).__name__} already, which holds on to the "
+                f"layers it was given: convert the normalisation before wrapping the model."
             )
 
 
@@ -317,14 +317,14 @@ def _subgroup(size: int) -> dist.ProcessGroup | None:
     """This rank's group of `size` consecutive ranks, or None where that is all of them."""
     if not (dist.is_available() and dist.is_initialized()):
         raise NormError(
-            "--sync_bn_group_size needs several processes: start them with accelerate launch or "
-            "torchrun, or leave the option out"
+            "group_size needs several processes: start them with accelerate launch or torchrun, or "
+            "leave group_size out."
         )
     world = dist.get_world_size()
     if size < 2 or world % size:
         raise NormError(
-            f"--sync_bn_group_size {size} does not fit {world} processes: choose a number from 2 "
-            f"up that divides {world}"
+            f"group_size {size} does not fit {world} processes: choose a number from 2 up that "
+            f"divides {world}."
         )
     return None if size == world else dist.new_subgroups(size)[0]
 

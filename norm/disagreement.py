@@ -1,6 +1,6 @@
-"""rank_disagreement: how far apart the ranks' batch statistics are: is SyncBN needed?
+"""``rank_disagreement``: how far apart the ranks' batch statistics are.
 
-with rank_disagreement(model) as probe:      # on one step out of many; free on the others
+with rank_disagreement(model) as probe:      # in one step out of many; the others cost nothing
     loss = criterion(model(images), labels)
 print(probe.result.share, probe.result.worst_layer)
 """
@@ -64,10 +64,10 @@ class Disagreement:
             f"(most in {self.worst_layer or 'the model'})"
         )
         if self.share >= HIGH:
-            return f"{found}: BatchNorm's own statistics would be too noisy, take --norm sync_bn."
+            return f"{found}: each rank's own statistics are too noisy, choose sync_bn."
         if self.share >= LOW:
-            return f"{found}: --norm sync_bn may gain a little over bn."
-        return f"{found}: they agree, --norm bn is enough."
+            return f"{found}: sync_bn may gain a little over bn."
+        return f"{found}: they agree, bn is enough."
 
 
 class rank_disagreement:

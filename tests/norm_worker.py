@@ -777,7 +777,7 @@ def local_exchange(rank, world):
     )
     half = dist.new_group([0, 1])
     assert torch.equal(gather(rows[2], Group(half.group_name, 2)), by_gloo[2])
-    # Ranks that are not at the same layer are told apart, and not mixed up.
+    # Ranks that are not at the same layer are noticed, and not mixed up.
     message = raised(lambda: gather(torch.zeros(3 + rank), group))
     assert "programs differ" in message, message
     # A rank that leaves is noticed by the other, at once.

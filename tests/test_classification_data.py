@@ -24,18 +24,15 @@ from torchvision.transforms import v2
 from data import synthetic
 from data.decode import read_image
 from data.png import stored_png
-from data.stream import RankBatches, SampleStream
+from data.stream import RankBatches, SampleKey, SampleStream
 from errors import UserError
-from tasks.classification import sources
+from tasks.classification import rows as schema
 from tasks.classification.check import survey
-from tasks.classification.dataset import (
-    ClassificationDataset,
-    collate_eval,
-    collate_train,
-    load_classification,
-)
-from tasks.classification.figures import misclassified_picture
+from tasks.classification.dataset import EvalDataset, Reader, TrainDataset, collate
 from tasks.classification.mixing import Mixing, cutmix, mixup
+from tasks.classification.options import ClassificationOptions
+from tasks.classification.rows import ClassificationData
+from tasks.classification.sources import load_data
 from tasks.classification.transforms import FILL, eval_transform, train_transform
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
@@ -47,8 +44,8 @@ def pixels(size=(12, 16), channels=3, seed=0) -> np.ndarray:
 
 def save_image(path: Path, size=(12, 16), seed=0, grey=False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(pixels(size, seed=seed))
-    (picture.convert("L") if grey else picture).save(path)
+    image = Image.fromarray(pixels(size, seed=seed))
+    (image.convert("L") if grey else image).save(path)
 
 
 def make_folder(root: Path, splits=("train", "val"), counts=(("cat", 3), ("dog", 2))) -> Path:
@@ -63,9 +60,17 @@ def labels(rows) -> list[str]:
     return [rows.features["label"].int2str(label) for label in rows["label"]]
 
 
-def dataset_of(root: Path, **options) -> ClassificationDataset:
-    data = load_classification("folder", str(root))
-    return ClassificationDataset(data.train, data, **options)
+def load(dataset: str = "synthetic", data_dir: Path | None = None, **options) -> ClassificationData:
+    data_dir = data_dir and str(data_dir)
+    return load_data(ClassificationOptions(dataset=dataset, data_dir=data_dir, **options))
+
+
+def reader_of(data: ClassificationData, split: str = "train") -> Reader:
+    return Reader(getattr(data, split), len(data.classes))
+
+
+def train_data(reader: Reader, transform=None, mixing=None) -> TrainDataset:
+    return TrainDataset(reader, transform or train_transform((16, 16)), seed=5, mixing=mixing)
 
 
 def is_one_sentence(message: str) -> bool:
@@ -93,7 +98,7 @@ def test_stored_png_is_read_back_by_everything(shape):
 @pytest.mark.parametrize(("train", "val"), [("train", "val"), ("training", "test")])
 def test_folder_of_splits(tmp_path, train, val):
     make_folder(tmp_path, (train, val))
-    data = load_classification("folder", str(tmp_path))
+    data = load("folder", tmp_path)
     assert data.classes == ["cat", "dog"] and len(data.notes) == (val == "test")
     assert all("test is used to validate" in note for note in data.notes)
     assert labels(data.train) == labels(data.val) == ["cat"] * 3 + ["dog"] * 2
@@ -105,7 +110,7 @@ def test_folder_of_splits(tmp_path, train, val):
 @pytest.mark.parametrize("splits", [("",), ("train",)])
 def test_folder_without_validation_holds_out_every_tenth_of_each_class(tmp_path, splits):
     make_folder(tmp_path, splits, counts=(("a", 21), ("b", 4), ("c", 10)))
-    data = load_classification("folder", str(tmp_path))
+    data = load("folder", tmp_path)
     assert len(data.notes) == 1 and "every tenth" in data.notes[0]
     held_out = [tuple(Path(row["image"]["path"]).parts[-2:]) for row in data.val]
     assert held_out == [("a", "01.png"), ("a", "11.png"), ("b", "01.png"), ("c", "01.png")]
@@ -113,24 +118,24 @@ def test_folder_without_validation_holds_out_every_tenth_of_each_class(tmp_path,
     assert len(everything) == len(data.train) + len(data.val) == 35
 
 
-def test_folder_ignores_what_is_hidden_or_no_picture_and_looks_into_subfolders(tmp_path):
+def test_folder_ignores_what_is_hidden_or_no_image_and_looks_into_subfolders(tmp_path):
     make_folder(tmp_path)
     (tmp_path / "train/.cache").mkdir()
     (tmp_path / "train/cat/._00.png").write_bytes(b"resource fork")
     (tmp_path / "train/cat/notes.txt").write_text("x")
     save_image(tmp_path / "train/cat/more/9.PNG")
-    data = load_classification("folder", str(tmp_path))
+    data = load("folder", tmp_path)
     assert labels(data.train) == ["cat"] * 4 + ["dog"] * 2
 
 
 def test_folder_of_which_validation_lacks_a_class(tmp_path):
     make_folder(tmp_path, ("train",), (("a", 2), ("b", 2), ("c", 2)))
     make_folder(tmp_path, ("val",), (("a", 2), ("c", 1)))
-    data = load_classification("folder", str(tmp_path))
+    data = load("folder", tmp_path)
     assert labels(data.val) == ["a", "a", "c"]  # c stays the third class
 
 
-def without_pictures(root):
+def without_images(root):
     for path in (root / "train/dog").iterdir():
         path.unlink()
     return root / "train/dog"
@@ -142,7 +147,7 @@ def with_unknown_class(root):
 
 
 def with_one_class(root):
-    without_pictures(root)
+    without_images(root)
     (root / "train/dog").rmdir()
     return root / "train"
 
@@ -155,7 +160,7 @@ def without_training(root):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (without_pictures, "no pictures in"),
+        (without_images, "no images in"),
         (with_unknown_class, "the class horse"),
         (with_one_class, "1 folders of classes"),
         (without_training, "has val but no train"),
@@ -164,28 +169,26 @@ def without_training(root):
 def test_folders_that_can_not_be_learnt_from(tmp_path, spoil, reason):
     path = spoil(make_folder(tmp_path))
     with pytest.raises(UserError, match=reason) as caught:
-        load_classification("folder", str(tmp_path))
+        load("folder", tmp_path)
     assert str(path) in str(caught.value) and is_one_sentence(str(caught.value))
 
 
 @pytest.mark.parametrize("dataset", ["folder", "fashion_mnist", "cifar10", "cifar100"])
 def test_a_data_set_needs_its_folder(dataset):
     with pytest.raises(UserError, match="--data_dir") as caught:
-        load_classification(dataset)
+        load(dataset)
     assert is_one_sentence(str(caught.value))
 
 
 def test_unknown_data_set_lists_the_known():
     with pytest.raises(UserError, match=r"mnist.*fashion_mnist.*cifar10.*hub"):
-        load_classification("mnist")
+        load("mnist")
 
 
 def test_limits_are_evenly_spaced(tmp_path):
     make_folder(tmp_path, counts=(("a", 6), ("b", 6)))
-    data = load_classification("folder", str(tmp_path), limit_train=4, limit_val=50)
+    data = load("folder", tmp_path, limit_train=4, limit_val=50)
     assert labels(data.train) == ["a", "a", "b", "b"] and len(data.val) == 12
-    with pytest.raises(UserError, match="1 or more"):
-        load_classification("folder", str(tmp_path), limit_train=0)
 
 
 # Built-in data
@@ -194,28 +197,28 @@ def test_limits_are_evenly_spaced(tmp_path):
 @pytest.mark.parametrize("dataset", ["synthetic", "fake"])
 def test_built_in_data_are_a_function_of_seed_and_size(dataset):
     options = {"limit_train": 12, "limit_val": 4, "image_size": (40, 56)}
-    data = load_classification(dataset, seed=3, **options)
-    again = load_classification(dataset, seed=3, **options)
-    other = load_classification(dataset, seed=4, **options)
+    data = load(dataset, seed=3, **options)
+    again = load(dataset, seed=3, **options)
+    other = load(dataset, seed=4, **options)
     assert again.train[:] == data.train[:] != other.train[:]
-    fewer = load_classification(dataset, seed=3, **(options | {"limit_train": 6}))
+    fewer = load(dataset, seed=3, **(options | {"limit_train": 6}))
     assert fewer.train[:] == data.train.select(range(0, 12, 2))[:]
     files = [{row["image"]["bytes"] for row in rows} for rows in (data.train, data.val)]
     assert len(files[0]) == 12 and not files[0] & files[1]
-    image, label = ClassificationDataset(data.train, data).read(0)
+    image, label = reader_of(data).read(0)
     assert image.shape == (3, 40, 56) and 0 <= label < len(data.classes)
 
 
 def test_synthetic_classes_are_balanced_and_show_their_shape():
-    data = load_classification()
+    data = load()
     assert data.classes == list(synthetic.SHAPES)
     assert (len(data.train), len(data.val)) == (600, 180)
     counts = np.bincount(data.train["label"], minlength=6)
     assert counts.min() > 75 and counts.max() < 130
-    dataset = ClassificationDataset(data.train, data)
+    reader = reader_of(data)
     drawn = []
     for index in range(0, 600, 6):
-        image = dataset.read(index)[0].float()
+        image = reader.read(index)[0].float()
         border = torch.cat([image[:, :3].flatten(1), image[:, -3:].flatten(1)], dim=1)
         middle = image[:, 16:32, 16:32].flatten(1)
         drawn.append((middle.mean(1) - border.mean(1)).abs().max() > 10)
@@ -250,10 +253,10 @@ def make_fashion_mnist(folder: Path, gzipped: bool) -> dict[str, np.ndarray]:
 )
 def test_fashion_mnist(tmp_path, inner, gzipped):
     arrays = make_fashion_mnist(tmp_path / "data" / inner, gzipped)
-    data = load_classification("fashion_mnist", str(tmp_path / "data"), limit_train=5)
+    data = load("fashion_mnist", tmp_path / "data", limit_train=5)
     assert data.train["label"] == [0, 4, 8, 2, 6] and len(data.val) == 6
     assert data.classes[0] == "T-shirt/top" and len(data.classes) == 10 and data.notes == ()
-    image, label = ClassificationDataset(data.train, data).read(1)
+    image, label = reader_of(data).read(1)
     assert label == 4 and image.shape == (3, 28, 28)
     expected = torch.from_numpy(arrays["train-images-idx3-ubyte"][4])
     assert all(torch.equal(channel, expected) for channel in image)
@@ -275,12 +278,12 @@ def test_damaged_fashion_mnist_is_named(tmp_path, damage):
     else:
         path.with_name("t10k-labels-idx1-ubyte").write_bytes(idx_file(np.zeros(5, np.uint8)))
     with pytest.raises(UserError) as caught:
-        load_classification("fashion_mnist", str(tmp_path / "d"))
+        load("fashion_mnist", tmp_path / "d")
     assert str(path) in str(caught.value) and is_one_sentence(str(caught.value))
 
 
 def make_cifar(root: Path, monkeypatch, fine: bool) -> tuple[Path, dict[str, np.ndarray]]:
-    """Batches as published, of 4 pictures each, with their checksums in place of the real ones."""
+    """Batches as published, of 4 images each, with their checksums in place of the real ones."""
     source = torchvision.datasets.CIFAR100 if fine else torchvision.datasets.CIFAR10
     folder = root / source.base_folder
     folder.mkdir(parents=True)
@@ -306,11 +309,11 @@ def make_cifar(root: Path, monkeypatch, fine: bool) -> tuple[Path, dict[str, np.
 def test_cifar(tmp_path, monkeypatch, dataset):
     folder, stored = make_cifar(tmp_path, monkeypatch, fine=dataset == "cifar100")
     for data_dir in (tmp_path, folder):
-        data = load_classification(dataset, str(data_dir), limit_val=2)
+        data = load(dataset, data_dir, limit_val=2)
         assert len(data.train) == (4 if dataset == "cifar100" else 20) and len(data.val) == 2
         assert len(data.classes) == (100 if dataset == "cifar100" else 10)
         assert data.train["label"][:3] == [3, 1, 2]
-    image, _ = ClassificationDataset(data.train, data).read(1)
+    image, _ = reader_of(data).read(1)
     first = stored["train" if dataset == "cifar100" else "data_batch_1"]
     assert torch.equal(image, torch.from_numpy(first[1].reshape(3, 32, 32)))
 
@@ -334,7 +337,7 @@ def test_a_pickle_that_was_not_published_is_never_loaded(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", download)
     with pytest.raises(UserError, match="published files of cifar10") as caught:
-        load_classification("cifar10", str(tmp_path))
+        load("cifar10", tmp_path)
     assert str(folder) in str(caught.value) and is_one_sentence(str(caught.value))
     assert not (tmp_path / "sprung").exists()
 
@@ -349,7 +352,7 @@ def test_data_are_downloaded_once_or_the_failure_told(tmp_path, monkeypatch, dat
 
     monkeypatch.setattr(source, "download", fail)
     with pytest.raises(UserError, match="can't be downloaded") as caught:
-        load_classification(dataset, str(tmp_path / "new"))
+        load(dataset, tmp_path / "new")
     assert str(tmp_path / "new") in str(caught.value) and is_one_sentence(str(caught.value))
 
     calls = []
@@ -362,8 +365,8 @@ def test_data_are_downloaded_once_or_the_failure_told(tmp_path, monkeypatch, dat
             make_fashion_mnist(Path(self.root) / name / "raw", gzipped=False)
 
     monkeypatch.setattr(source, "download", succeed)
-    first = load_classification(dataset, str(tmp_path / "new"))
-    second = load_classification(dataset, str(tmp_path / "new"))
+    first = load(dataset, tmp_path / "new")
+    second = load(dataset, tmp_path / "new")
     assert len(calls) == 1 and first.train[:] == second.train[:]
     assert "downloaded to" in first.notes[0] and second.notes == ()
 
@@ -382,11 +385,11 @@ def test_processes_that_start_together_download_once(tmp_path, monkeypatch):
         (folder / "t10k-labels-idx1-ubyte").write_bytes(whole)
 
     monkeypatch.setattr(torchvision.datasets.FashionMNIST, "download", download)
-    load = partial(load_classification, "fashion_mnist", str(tmp_path / "new"))
+    start = partial(load, "fashion_mnist", tmp_path / "new")
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(load)
+        first = pool.submit(start)
         assert half_written.wait(10)
-        second = pool.submit(load)
+        second = pool.submit(start)
         assert first.result().train[:] == second.result().train[:]
     assert len(calls) == 1
 
@@ -416,27 +419,27 @@ COLUMNS = {"image_column": "img", "label_column": "kind"}
 def test_hub_labels_of_every_kind(tmp_path, feature, values, classes):
     splits = {"train": hub_rows(feature, values), "test": hub_rows(feature, values[1:])}
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
-    data = load_classification(f"hub:{tmp_path / 'saved'}", **COLUMNS)
+    data = load(f"hub:{tmp_path / 'saved'}", **COLUMNS)
     assert data.classes == classes
     expected = [classes.index(v) if isinstance(v, str) else v for v in values]
     assert data.train["label"] == expected and data.val["label"] == expected[1:]
-    assert ClassificationDataset(data.val, data).read(0)[0].shape == (3, 12, 16)
+    assert reader_of(data, "val").read(0)[0].shape == (3, 12, 16)
 
 
-def test_pictures_that_fill_several_arrow_arrays(monkeypatch):
-    """One array holds 2 GB, which 512 pictures of 1200x1200 exceed."""
-    whole = load_classification("fake", limit_train=5, limit_val=2, image_size=(8, 8))
+def test_images_that_fill_several_arrow_arrays(monkeypatch):
+    """One array holds 2 GB, which 512 images of 1200x1200 exceed."""
+    whole = load("fake", limit_train=5, limit_val=2, image_size=(8, 8))
     size = len(whole.train[0]["image"]["bytes"])
-    monkeypatch.setattr(sources, "MOST_BYTES", 2 * size)
-    pieces = load_classification("fake", limit_train=5, limit_val=2, image_size=(8, 8))
+    monkeypatch.setattr(schema, "MOST_BYTES", 2 * size)
+    pieces = load("fake", limit_train=5, limit_val=2, image_size=(8, 8))
     assert pieces.train.data.column("image").num_chunks == 3
     assert pieces.train[:] == whole.train[:] and pieces.val[:] == whole.val[:]
 
 
-def test_hub_pictures_are_not_copied(tmp_path):
+def test_hub_images_are_not_copied(tmp_path):
     hub_rows(datasets.Value("string"), ["y", "x"] * 6).save_to_disk(str(tmp_path / "saved"))
     before = sorted((tmp_path / "saved").rglob("*"))
-    data = load_classification(f"hub:{tmp_path / 'saved'}", **COLUMNS)  # holds out 0 and 10
+    data = load(f"hub:{tmp_path / 'saved'}", **COLUMNS)  # holds out 0 and 10
     assert sorted((tmp_path / "saved").rglob("*")) == before
     assert data.train["label"] == [0, *[1, 0] * 4, 0] and data.val["label"] == [1, 1]
 
@@ -447,7 +450,7 @@ def test_hub_pictures_are_not_copied(tmp_path):
 def test_hub_samples_without_a_label(tmp_path, feature):
     hub_rows(feature, ["x", "y", None] * 4).save_to_disk(str(tmp_path / "saved"))
     with pytest.raises(UserError, match=r"kind of .* has no label for sample 1") as caught:
-        load_classification(f"hub:{tmp_path / 'saved'}", **COLUMNS)
+        load(f"hub:{tmp_path / 'saved'}", **COLUMNS)
     assert is_one_sentence(str(caught.value))
 
 
@@ -456,7 +459,7 @@ def test_hub_labels_are_taken_by_name(tmp_path):
     first, second = (datasets.ClassLabel(names=list(names)) for names in ("xy", "yx"))
     splits = {"train": hub_rows(first, ["x", "y"]), "test": hub_rows(second, ["y", "x"])}
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
-    data = load_classification(f"hub:{tmp_path / 'saved'}", **COLUMNS)
+    data = load(f"hub:{tmp_path / 'saved'}", **COLUMNS)
     assert data.train["label"] == [0, 1] and data.val["label"] == [1, 0]
 
 
@@ -472,29 +475,16 @@ def test_hub_columns_and_labels_that_do_not_fit(tmp_path):
         (COLUMNS, "the label -1, which is none of its 2 classes"),
     ):
         with pytest.raises(UserError, match=reason) as caught:
-            load_classification(name, **options)
+            load(name, **options)
         assert is_one_sentence(str(caught.value))
 
 
 # Samples
 
 
-class Keys:
-    """A batch sampler that yields fixed batches."""
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __iter__(self):
-        return iter(self.batches)
-
-    def __len__(self):
-        return len(self.batches)
-
-
 @pytest.fixture(scope="module")
 def shapes():
-    return load_classification(limit_train=24, limit_val=8, seed=3, image_size=(40, 40))
+    return load(limit_train=24, limit_val=8, seed=3, image_size=(40, 40))
 
 
 AUGMENTATION = {
@@ -506,18 +496,19 @@ AUGMENTATION = {
 
 def test_same_bits_for_any_number_of_workers(shapes):
     transform = train_transform((32, 24), **AUGMENTATION)
-    mixing = Mixing(mixup=0.4, cutmix=1.0, prob=0.8)
-    dataset = ClassificationDataset(shapes.train, shapes, transform, seed=11, mixing=mixing)
-    keys = [(0, i) for i in range(24)] + [(1, i) for i in range(12)]
+    mixing = Mixing(mixup=0.4, cutmix=1.0)
+    dataset = TrainDataset(reader_of(shapes), transform, seed=11, mixing=mixing)
+    keys = [SampleKey(p // 24, p % 24, p) for p in range(36)]
     runs = []
     for workers in (0, 1, 2):
         torch.manual_seed(workers)
         state = torch.get_rng_state()
         loader = DataLoader(
             dataset,
-            batch_sampler=Keys([keys[i : i + 6] for i in range(0, 36, 6)]),
+            sampler=keys,
+            batch_size=6,
             num_workers=workers,
-            collate_fn=collate_train,
+            collate_fn=collate,
             generator=torch.Generator().manual_seed(workers),
         )
         batches = list(loader)
@@ -525,23 +516,21 @@ def test_same_bits_for_any_number_of_workers(shapes):
         runs.append({k: torch.cat([batch[k] for batch in batches]) for k in batches[0]})
     for run in runs[1:]:
         assert all(torch.equal(run[k], runs[0][k]) for k in runs[0])
-    assert set(runs[0]) == {"image", "label", "label2", "mix", "index"}
+    assert set(runs[0]) == {"image", "label", "label2", "mix"}
     assert runs[0]["image"].shape == (36, 3, 32, 24) and runs[0]["image"].dtype == torch.uint8
-    assert runs[0]["label"].tolist() == [shapes.train[i]["label"] for _, i in keys]
-    assert runs[0]["index"].tolist() == [i for _, i in keys]
+    assert runs[0]["label"].tolist() == [shapes.train[key.index]["label"] for key in keys]
     assert not torch.equal(runs[0]["image"][0], runs[0]["image"][24])  # another epoch
-    other = ClassificationDataset(shapes.train, shapes, transform, seed=12)
-    assert not torch.equal(other[0, 0]["image"], runs[0]["image"][0])
+    other = TrainDataset(reader_of(shapes), transform, seed=12, mixing=mixing)
+    assert not torch.equal(other[keys[0]]["image"], runs[0]["image"][0])
 
 
 def test_mixed_batches_of_two_processes_are_those_of_one(shapes):
-    transform = train_transform((32, 32))
-    dataset = ClassificationDataset(shapes.train, shapes, transform, 5, Mixing(1.0, 1.0))
+    dataset = train_data(reader_of(shapes), mixing=Mixing(1.0, 1.0))
 
     def batch(rank, processes):
         stream = SampleStream(len(dataset), 5)
         sampler = RankBatches(stream, 8 // processes, rank, processes, start=16, stop=24)
-        (one,) = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate_train)
+        (one,) = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
         return one
 
     whole, parts = batch(0, 1), [batch(rank, 2) for rank in (0, 1)]
@@ -549,17 +538,17 @@ def test_mixed_batches_of_two_processes_are_those_of_one(shapes):
         assert torch.equal(value, torch.cat([part[key] for part in parts]))
 
 
-def test_eval_pictures_are_one_size_whatever_they_were(tmp_path):
+def test_eval_images_are_all_of_one_size(tmp_path):
     make_folder(tmp_path)
     save_image(tmp_path / "val/cat/00.png", size=(40, 20), grey=True)
-    data = load_classification("folder", str(tmp_path))
-    dataset = ClassificationDataset(data.val, data, eval_transform((16, 24)))
-    (batch,) = DataLoader(dataset, batch_size=5, collate_fn=collate_eval, num_workers=1)
+    data = load("folder", tmp_path)
+    dataset = EvalDataset(reader_of(data, "val"), eval_transform((16, 24)))
+    (batch,) = DataLoader(dataset, batch_size=5, collate_fn=collate, num_workers=1)
     assert batch["image"].shape == (5, 3, 16, 24)
-    assert batch["label"].tolist() == [0, 0, 0, 1, 1]
+    assert batch["label"].tolist() == [0, 0, 0, 1, 1] and batch["index"].tolist() == [*range(5)]
     grey = batch["image"][0]
     assert torch.equal(grey[0], grey[1]) and torch.equal(grey[1], grey[2])
-    assert dataset.name(0).endswith("val/cat/00.png")
+    assert reader_of(data, "val").name(0).endswith("val/cat/00.png")
 
 
 # Augmentation
@@ -571,7 +560,7 @@ def apply(transform, image, seed=0) -> torch.Tensor:
 
 
 def positions(height=60, width=80) -> torch.Tensor:
-    """A picture whose colours tell the place."""
+    """An image whose colours tell the place."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([y * 3, x * 3, torch.full_like(y, 7)]).to(torch.uint8)
 
@@ -591,7 +580,7 @@ def test_eval_takes_the_middle_at_its_proportions(image_size):
     assert abs(y.mean() - 29.5) < 1 and abs(x.mean() - 39.5) < 1
     scales = [(t.max() - t.min()).item() / n for t, n in zip((y, x), image_size, strict=True)]
     assert scales[0] == pytest.approx(scales[1], rel=0.05)
-    # The tighter side shows 0.8 of the picture, the other one no more than that.
+    # The tighter side shows 0.8 of the image, the other one no more than that.
     shown = [(t.max() - t.min()).item() / n for t, n in zip((y, x), (60, 80), strict=True)]
     assert max(shown) == pytest.approx(0.8, abs=0.04)
 
@@ -606,7 +595,7 @@ def test_resized_crops_keep_to_their_range():
     assert 0.22 < min(shares) < 0.4 and 0.45 < max(shares) < 0.65
 
 
-def test_random_crop_shifts_small_pictures_within_their_padding():
+def test_random_crop_shifts_small_images_within_their_padding():
     image = torch.from_numpy(pixels((32, 32))).permute(2, 0, 1).clamp(max=80)
     transform = train_transform((32, 32), hflip=0, random_crop=4)
     fill = torch.tensor(FILL, dtype=torch.uint8)[:, None, None]
@@ -620,7 +609,7 @@ def test_random_crop_shifts_small_pictures_within_their_padding():
         assert same.sum() == 1
         places.add(tuple(same.nonzero()[0].tolist()))
     assert len(places) > 30
-    assert apply(transform, positions()).shape == (3, 32, 32)  # pictures of another size too
+    assert apply(transform, positions()).shape == (3, 32, 32)  # also images of another size
 
 
 def test_flip_erasing_and_policies_do_what_they_say():
@@ -664,19 +653,19 @@ def test_cutmix_reports_the_share_that_it_leaves():
     assert torch.equal(cutmix(a, b, 1.0)[0], a)
 
 
-def partners(mixing: Mixing, count=200) -> list[dict]:
-    """Black pictures mixed with those of label 1..9, which are as bright as their label."""
-    black = torch.zeros(3, 16, 16, dtype=torch.uint8)
-    mixed = []
-    for seed in range(count):
-        torch.manual_seed(seed)
-        mixed.append(mixing(black, 0, lambda i: (torch.full_like(black, 20 * i), i), 10))
-    return mixed
+def mixed_samples(mixing: Mixing) -> list[dict]:
+    """A black image of label 0, mixed with images of labels 0 to 9, each 20 times as bright."""
+    shades = [np.full((16, 16, 3), 20 * label, np.uint8) for label in range(10)]
+    names = [f"{label}.png" for label in range(10)]
+    table = schema.rows(names, range(10), names, [stored_png(shade) for shade in shades])
+    whole = train_transform((16, 16), scale=(1, 1), ratio=(1, 1))
+    dataset = train_data(Reader(table, 10), whole, mixing)
+    return [dataset[SampleKey(epoch, 0, 0)] for epoch in range(200)]
 
 
 @pytest.mark.parametrize("mixing", [Mixing(mixup=0.8), Mixing(cutmix=1.0)])
-def test_the_share_belongs_to_the_picture(mixing):
-    samples = partners(mixing)
+def test_the_share_belongs_to_the_image(mixing):
+    samples = mixed_samples(mixing)
     assert {sample["label2"] for sample in samples} == set(range(10))
     for sample in samples:
         expected = (1 - sample["mix"]) * 20 * sample["label2"]
@@ -685,12 +674,9 @@ def test_the_share_belongs_to_the_picture(mixing):
     assert min(shares) < 0.15 and max(shares) > 0.85 and 0.35 < np.mean(shares) < 0.8
 
 
-def test_mixing_probability_and_choice_of_method():
-    unmixed = [s for s in partners(Mixing(mixup=1.0, cutmix=1.0, prob=0.4)) if s["mix"] == 1]
-    assert 0.5 < len(unmixed) / 200 < 0.72
-    assert all(not s["image"].any() for s in unmixed)
-    assert all(s["mix"] == 1 for s in partners(Mixing(), 20))
-    both = [s for s in partners(Mixing(mixup=1.0, cutmix=1.0)) if s["label2"] and s["mix"] < 0.95]
+def test_both_methods_mix_half_of_the_samples_each():
+    samples = mixed_samples(Mixing(mixup=1.0, cutmix=1.0))
+    both = [s for s in samples if s["label2"] and s["mix"] < 0.95]
     windows = [len(s["image"].unique()) > 1 for s in both]  # CutMix leaves black pixels
     assert 0.3 < np.mean(windows) < 0.6
 
@@ -717,18 +703,20 @@ def spoil_by_emptying(path):
 
 
 @pytest.mark.parametrize("spoil", [spoil_jpeg, spoil_with_text, spoil_by_emptying])
-def test_a_bad_picture_is_named_in_one_sentence(tmp_path, spoil):
+def test_a_bad_image_is_named_in_one_sentence(tmp_path, spoil):
     path = str(spoil(make_folder(tmp_path) / "train/cat/01.png"))
-    dataset = dataset_of(tmp_path, transform=train_transform((8, 8)), mixing=Mixing(0.2))
+    reader = reader_of(load("folder", tmp_path))
+    dataset = train_data(reader, mixing=Mixing(0.2))
     index = next(i for i in range(5) if dataset.name(i) == path)
     messages = []
     for workers in (0, 1):
         with pytest.raises(UserError) as caught:
-            list(DataLoader(dataset, batch_sampler=Keys([[(0, index)]]), num_workers=workers))
+            keys = [SampleKey(0, index, 0)]
+            list(DataLoader(dataset, sampler=keys, batch_size=1, num_workers=workers))
         messages.append(str(caught.value))
     assert messages[0] == messages[1] and path in messages[0] and is_one_sentence(messages[0])
     for workers in (0, 2):
-        found = survey(dataset, workers)
+        found = survey(reader, workers)
         assert found.problems == messages[:1]
         assert found.images == [2, 2] and found.samples == 5
 
@@ -738,47 +726,25 @@ def test_a_survey_counts_classes_and_sizes(tmp_path):
     make_folder(tmp_path, ("val",), (("cat", 2),))
     (tmp_path / "val/dog").mkdir()
     save_image(tmp_path / "train/dog/00.png", size=(30, 9))
-    data = load_classification("folder", str(tmp_path))
-    lines = survey(ClassificationDataset(data.train, data)).lines(data.classes)
+    data = load("folder", tmp_path)
+    lines = survey(reader_of(data)).lines(data.classes)
     assert lines[:2] == ["cat  3 images", "dog  2 images"]
     assert "12 to 30 pixels high, 9 to 16 wide; 4 of them 12x16" in lines[2]
-    assert "0 images" in survey(ClassificationDataset(data.val, data)).lines(data.classes)[1]
+    assert "0 images" in survey(reader_of(data, "val")).lines(data.classes)[1]
 
 
 def test_a_row_with_a_wrong_label_is_named(tmp_path):
-    data = load_classification("folder", str(make_folder(tmp_path)))
+    data = load("folder", str(make_folder(tmp_path)))
     rows = datasets.Dataset.from_dict({"image": data.train["image"][:], "label": [7] * 5})
     with pytest.raises(UserError, match="label 7, which is none of the data set's 2") as caught:
-        ClassificationDataset(rows, data).read(0)
+        Reader(rows, 2).read(0)
     assert "00.png" in str(caught.value) and is_one_sentence(str(caught.value))
 
 
-# Pictures
-
-
-def test_misclassified_pictures_show_each_under_its_place():
-    images = [torch.full((3, 20, 30), 40 * i, dtype=torch.uint8) for i in range(1, 5)]
-    images.append(torch.full((3, 300, 100), 200, dtype=torch.uint8))
-    arguments = ([0, 1, 0, 1, 1], [1, 0, 0, 0, 0], [0.5, 0.9, 0.6, 1.0, 0.7], ["cat", "dog" * 20])
-    sheet = misclassified_picture(images, *arguments, columns=3)
-    assert sheet.dtype == torch.uint8 and sheet.shape[0] == 3
-    height, width = sheet.shape[1] // 2, sheet.shape[2] // 3
-    for number, image in enumerate(images):
-        row, column = divmod(number, 3)
-        cell = sheet[:, row * height : (row + 1) * height, column * width : (column + 1) * width]
-        shown = (cell == image[:, :1, :1]).all(0)
-        assert shown[width // 2, width // 2] and shown.float().mean() > 0.2
-    blank = sheet[:, height:, 2 * width :]
-    assert (blank == 255).all()
-    other = misclassified_picture(images, arguments[1], *arguments[1:], columns=3)
-    assert not torch.equal(other, sheet)  # the truth is written there
-    assert misclassified_picture([], [], [], [], ["cat"]).float().std() > 0
-
-
-def test_a_folder_of_one_picture_per_class_is_refused(tmp_path):
+def test_a_folder_of_one_image_per_class_is_refused(tmp_path):
     make_folder(tmp_path, ("train",), counts=(("a", 1), ("b", 1)))
-    with pytest.raises(UserError, match="no class has two pictures"):
-        load_classification("folder", str(tmp_path))
+    with pytest.raises(UserError, match="no class has two images"):
+        load("folder", tmp_path)
 
 
 def test_hub_labels_with_gaps(tmp_path):
@@ -790,4 +756,4 @@ def test_hub_labels_with_gaps(tmp_path):
         rows = datasets.Dataset.from_dict({"image": [picture] * 3, "label": values})
         rows.save_to_disk(str(tmp_path / name))
         with pytest.raises(UserError, match=words):
-            load_classification(f"hub:{tmp_path / name}")
+            load(f"hub:{tmp_path / name}")

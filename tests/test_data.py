@@ -13,36 +13,43 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from data import decode, synthetic
-from data.colors import IMAGENET_MEAN
+from data.colors import FILL, ColorJitter
 from data.decode import SampleError, read_image, read_mask
 from data.masks import IGNORE, MaskRule, default_colors
+from data.stream import SampleKey
 from errors import UserError
-from figures.sheet import colorize, contact_sheet, legend, segmentation_panel
 from tasks.segmentation.check import survey
 from tasks.segmentation.dataset import (
-    SegmentationDataset,
+    EvalDataset,
+    Reader,
+    TrainDataset,
     collate_eval,
     collate_train,
-    load_segmentation,
 )
-from tasks.segmentation.transforms import (
-    ColorJitter,
-    RandomScaledCrop,
-    eval_transform,
-    train_transform,
-)
+from tasks.segmentation.options import SegmentationOptions
+from tasks.segmentation.sources import SegmentationData, load_data
+from tasks.segmentation.transforms import RandomScaledCrop, eval_transform, train_transform
 
 # torchvision 0.29 announces the removal of its decoders; data/decode.py works without them too.
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 
 
+def load(dataset="synthetic", data_dir=None, **options) -> SegmentationData:
+    data_dir = data_dir and str(data_dir)
+    return load_data(SegmentationOptions(dataset=dataset, data_dir=data_dir, **options))
+
+
+def train_reader(data: SegmentationData) -> Reader:
+    return Reader(data.train, data.rule)
+
+
 @pytest.fixture(scope="module")
 def shapes():
-    return load_segmentation(limit_train=24, limit_val=8, seed=3, image_size=(64, 96))
+    return load(limit_train=24, limit_val=8, seed=3, image_size=[64, 96])
 
 
 def save_image(path: Path, size=(20, 30), seed=0, **options) -> None:
-    """A noise picture of (height, width)."""
+    """A noise image of (height, width)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     Image.fromarray(pixels).save(path, **options)
@@ -79,9 +86,12 @@ def make_folder(root: Path, count=3, value=2, classes="sky\nroad\ntree\n") -> Pa
     return root
 
 
-def folder_data(root: Path, **options):
-    data = load_segmentation("folder", str(root), **options)
-    return data, SegmentationDataset(data.train, data, train_transform((16, 16)))
+def folder_dataset(root: Path) -> TrainDataset:
+    return TrainDataset(train_reader(load("folder", root)), train_transform((16, 16)), seed=0)
+
+
+def stream_keys(*indices: int, epoch=0) -> list[SampleKey]:
+    return [SampleKey(epoch, index, position) for position, index in enumerate(indices)]
 
 
 def is_one_sentence(message: str) -> bool:
@@ -93,7 +103,7 @@ def is_one_sentence(message: str) -> bool:
 
 
 def first_mask(data) -> torch.Tensor:
-    return SegmentationDataset(data.train, data).read(0)[1]
+    return train_reader(data).read(0)[1]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +121,7 @@ def test_folder_arrangements(tmp_path, images, masks):
         for number in range(count):
             save_image(tmp_path / images.format(split) / f"a/{number}.jpg")
             save_mask(tmp_path / masks.format(split) / f"a/{number}.png", rows_of(1))
-    data = load_segmentation("folder", str(tmp_path), class_names=["a", "b"])
+    data = load("folder", tmp_path, class_names=["a", "b"])
     assert (len(data.train), len(data.val)) == (3, 2)
     assert first_mask(data)[0].eq(1).all()
 
@@ -122,20 +132,20 @@ def test_folder_pairs_by_stem(tmp_path):
             save_image(tmp_path / split / "images" / f"{stem}.jpg")
             save_mask(tmp_path / split / "masks" / f"{stem}_mask.png", rows_of(value))
         save_mask(tmp_path / split / "masks" / "of_no_image_mask.png", rows_of(7))
-    data = load_segmentation("folder", str(tmp_path), class_names=["x", "y", "z"])
-    dataset = SegmentationDataset(data.train, data)
-    found = {Path(dataset.name(i)).stem: int(dataset.read(i)[1][0, 0]) for i in range(3)}
+    data = load("folder", tmp_path, class_names=["x", "y", "z"])
+    reader = train_reader(data)
+    found = {Path(reader.name(i)).stem: int(reader.read(i)[1][0, 0]) for i in range(3)}
     assert found == {"b": 0, "a": 1, "c": 2}
 
 
 def test_folder_counts_unnamed_classes_and_says_so(tmp_path):
-    data, _ = folder_data(make_folder(tmp_path, value=4, classes=None))
+    data = load("folder", make_folder(tmp_path, value=4, classes=None))
     assert len(data.classes) == len(data.colors) == 5
     assert "5 classes" in data.notes[0]
     save_mask(tmp_path / "train/masks/0.png", rows_of(255))  # ignored pixels are no class
     save_mask(tmp_path / "train/masks/1.png", rows_of(255))
     save_mask(tmp_path / "train/masks/2.png", rows_of(1))
-    assert len(folder_data(tmp_path)[0].classes) == 2
+    assert len(load("folder", tmp_path).classes) == 2
 
 
 @pytest.mark.parametrize(
@@ -151,7 +161,7 @@ def test_colour_coded_masks(tmp_path, content):
     coded = np.full((20, 30, 3), (10, 20, 30), np.uint8)
     coded[3], coded[4] = (200, 100, 50), (0, 0, 0)
     Image.fromarray(coded).save(tmp_path / "train/masks/0.png")
-    data = load_segmentation("folder", str(tmp_path))
+    data = load("folder", tmp_path)
     assert data.classes == ["road", "bus stop"]
     assert data.colors == [(10, 20, 30), (200, 100, 50)]
     mask = first_mask(data)
@@ -162,7 +172,7 @@ def test_class_file_json_and_void(tmp_path):
     (tmp_path / "names.json").write_text('{"0": "void", "1": "a", "3": "b"}')
     make_folder(tmp_path, value=3)
     names = str(tmp_path / "names.json")
-    data = load_segmentation("folder", str(tmp_path), class_names=names)
+    data = load("folder", tmp_path, class_names=names)
     assert data.classes == ["a", "b"]
     assert first_mask(data)[0].eq(1).all() and first_mask(data)[1].eq(IGNORE).all()
 
@@ -171,7 +181,7 @@ def test_camvid(tmp_path):
     for split in ("train", "val"):
         save_image(tmp_path / "CamVid" / split / "f1.png")
         save_mask(tmp_path / "CamVid" / f"{split}annot/f1.png", rows_of(11))
-    data = load_segmentation("camvid", str(tmp_path))
+    data = load("camvid", tmp_path)
     assert len(data.classes) == len(data.colors) == 11
     assert first_mask(data)[0].eq(IGNORE).all() and first_mask(data)[1].eq(0).all()
 
@@ -188,14 +198,14 @@ def test_voc(tmp_path):
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("2007_1\n")
     (lists / "val.txt").write_text("2007_2\n")
-    data = load_segmentation("voc", str(tmp_path))
+    data = load("voc", tmp_path)
     assert (len(data.train), len(data.val), len(data.classes)) == (1, 1, 21)
     mask = first_mask(data)
     assert data.classes[int(mask[0, 0])] == "person"
     assert mask[1].eq(IGNORE).all() and mask[2].eq(0).all()
     (lists / "val.txt").write_text("2007_9\n")
     with pytest.raises(UserError, match=r"2007_9\.jpg"):
-        load_segmentation("voc", str(tmp_path))
+        load("voc", tmp_path)
 
 
 def test_cityscapes(tmp_path):
@@ -207,7 +217,7 @@ def test_cityscapes(tmp_path):
         save_mask(tmp_path / f"gtFine/{stem}_gtFine_labelIds.png", values)
         save_mask(tmp_path / f"gtFine/{stem}_gtFine_instanceIds.png", values)
         save_image(tmp_path / f"gtFine/{stem}_gtFine_color.png")
-    data = load_segmentation("cityscapes", str(tmp_path))
+    data = load("cityscapes", tmp_path)
     assert len(data.train) == 1 and len(data.classes) == 19
     assert first_mask(data)[:4, 0].tolist() == [0, 18, IGNORE, IGNORE]
 
@@ -217,12 +227,12 @@ def test_ade20k(tmp_path):
     for split in ("training", "validation"):
         save_image(root / f"images/{split}/ADE_1.jpg")
         save_mask(root / f"annotations/{split}/ADE_1.png", rows_of(150))
-    data = load_segmentation("ade20k", str(tmp_path))
+    data = load("ade20k", tmp_path)
     assert len(data.classes) == len(data.colors) == 150
     assert first_mask(data)[:2, 0].tolist() == [149, IGNORE]
     lines = [f"{i}\t0.1\t1\t1\t0\tthing {i}, other" for i in range(1, 151)]
     (root / "objectInfo150.txt").write_text("\n".join(["Idx\t...", *lines]))
-    assert load_segmentation("ade20k", str(tmp_path)).classes[149] == "thing 150"
+    assert load("ade20k", tmp_path).classes[149] == "thing 150"
 
 
 def picture(values) -> dict:
@@ -250,19 +260,19 @@ def test_hub_saved_to_disk(tmp_path):
     splits = {"train": hub_rows(5, 1), "validation": hub_rows(2, 0)}
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
     name = f"hub:{tmp_path / 'saved'}"
-    data = load_segmentation(name, **COLUMNS, class_names=["a", "b"])
+    data = load(name, **COLUMNS, class_names=["a", "b"])
     assert (len(data.train), len(data.val)) == (5, 2)
     assert first_mask(data).eq(1).all()
     with pytest.raises(UserError, match=r"pixels, label_map, number") as caught:
-        load_segmentation(name)
+        load(name)
     assert is_one_sentence(str(caught.value)) and "--image_column" in str(caught.value)
-    with pytest.raises(UserError, match="don't both hold pictures"):
-        load_segmentation(name, image_column="pixels", mask_column="number")
+    with pytest.raises(UserError, match=r"number of .* hold images.*--mask_column"):
+        load(name, image_column="pixels", mask_column="number")
 
 
 def test_hub_parquet_folder_without_validation_holds_out(tmp_path):
     hub_rows(20, 1).to_parquet(str(tmp_path / "data/train-00000.parquet"))
-    data = load_segmentation(f"hub:{tmp_path}", **COLUMNS)
+    data = load(f"hub:{tmp_path}", **COLUMNS)
     assert (len(data.train), len(data.val)) == (18, 2)
     assert any("every tenth" in note for note in data.notes)
     assert len(data.classes) == 2
@@ -274,20 +284,20 @@ def test_hub_out_of_reach(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(UserError, match="some/set") as caught:
-        load_segmentation("hub:some/set")
+        load("hub:some/set")
     assert is_one_sentence(str(caught.value))
 
 
 def test_synthetic(shapes):
-    again = load_segmentation(limit_train=24, limit_val=8, seed=3, image_size=(64, 96))
-    other = load_segmentation(limit_train=24, limit_val=8, seed=4, image_size=(64, 96))
+    again = load(limit_train=24, limit_val=8, seed=3, image_size=[64, 96])
+    other = load(limit_train=24, limit_val=8, seed=4, image_size=[64, 96])
     assert again.train[:] == shapes.train[:] != other.train[:]
-    half = load_segmentation(limit_train=12, limit_val=8, seed=3, image_size=(64, 96))
+    half = load(limit_train=12, limit_val=8, seed=3, image_size=[64, 96])
     assert half.train[:] == shapes.train.select(range(0, 24, 2))[:]
     assert not {row["image"]["bytes"] for row in shapes.train} & {
         row["image"]["bytes"] for row in shapes.val
     }
-    found = survey(SegmentationDataset(shapes.train, shapes))
+    found = survey(train_reader(shapes))
     assert (found.images[:7] > 2).all() and found.pixels[-1] == 0
     assert 0.4 < found.pixels[0] / found.pixels.sum() < 0.85  # the ground alone scores badly
 
@@ -316,11 +326,9 @@ def test_shapes_lie_within_their_window(kind):
 
 def test_limits_are_evenly_spaced(tmp_path):
     make_folder(tmp_path, count=9)
-    data = load_segmentation("folder", str(tmp_path), limit_train=3, limit_val=50)
+    data = load("folder", tmp_path, limit_train=3, limit_val=50)
     stems = [Path(row["image"]["path"]).stem for row in data.train]
     assert stems == ["0", "3", "6"] and len(data.val) == 9
-    with pytest.raises(UserError, match="1 or more"):
-        load_segmentation("folder", str(tmp_path), limit_train=0)
 
 
 # Decoding
@@ -389,30 +397,18 @@ def test_mask_rule_survives_pickling_and_needs_its_colours():
 # Augmentation and determinism
 
 
-class Keys:
-    """A batch sampler that yields fixed keys."""
-
-    def __init__(self, keys, batch_size):
-        self.batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
-
-    def __iter__(self):
-        return iter(self.batches)
-
-    def __len__(self):
-        return len(self.batches)
-
-
 def test_same_bits_for_any_number_of_workers(shapes):
-    transform = train_transform((48, 56), color_jitter=(0.4, 0.4, 0.4, 0.1), gray=0.2, blur=0.5)
-    dataset = SegmentationDataset(shapes.train, shapes, transform, seed=11)
-    keys = [(0, i) for i in range(24)] + [(1, i) for i in range(12)]
+    transform = train_transform((48, 56), color_jitter=(0.4, 0.4, 0.4, 0.1))
+    dataset = TrainDataset(train_reader(shapes), transform, seed=11)
+    keys = stream_keys(*range(24)) + stream_keys(*range(12), epoch=1)
     runs = []
     for workers in (0, 1, 3):
         torch.manual_seed(workers)
         state = torch.get_rng_state()
         loader = DataLoader(
             dataset,
-            batch_sampler=Keys(keys, 6),
+            batch_size=6,
+            sampler=keys,
             num_workers=workers,
             collate_fn=collate_train,
             generator=torch.Generator().manual_seed(workers),
@@ -422,18 +418,16 @@ def test_same_bits_for_any_number_of_workers(shapes):
         runs.append({k: torch.cat([batch[k] for batch in batches]) for k in batches[0]})
     for run in runs[1:]:
         assert all(torch.equal(run[k], runs[0][k]) for k in runs[0])
-    assert runs[0]["image"].shape == (36, 3, 48, 56)
-    assert runs[0]["mask"].shape == (36, 48, 56)
-    assert runs[0]["index"].tolist() == [i for _, i in keys]
-    assert runs[0]["image"].dtype == runs[0]["mask"].dtype == torch.uint8
-    images = runs[0]["image"]
+    images, masks = runs[0]["image"], runs[0]["mask"]
+    assert images.shape == (36, 3, 48, 56) and masks.shape == (36, 48, 56)
+    assert images.dtype == masks.dtype == torch.uint8
     assert not torch.equal(images[0], images[24])  # the same sample in another epoch
-    other = SegmentationDataset(shapes.train, shapes, transform, seed=12)
-    assert not torch.equal(other[0, 0]["image"], images[0])
+    other = TrainDataset(train_reader(shapes), transform, seed=12)
+    assert not torch.equal(other[keys[0]]["image"], images[0])
 
 
 def positions(height=40, width=60) -> tuple[torch.Tensor, torch.Tensor]:
-    """A picture whose colours tell the place, and a mask that tells the same more coarsely."""
+    """An image whose colours tell the place, and a mask that tells the same more coarsely."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack([y * 4, x * 4, torch.full_like(y, 7)]).to(torch.uint8)
     return image, ((y // 10) * 6 + x // 10).to(torch.uint8)
@@ -461,17 +455,16 @@ def test_crop_keeps_image_and_mask_together(factor):
         middle = inside & ((y % 10 - 5).abs() < 3.4) & ((x % 10 - 5).abs() < 3.4)
         assert middle.any() and (tile[middle] == mask[middle]).all()
         tiles |= set(mask[inside].tolist())
-    assert tiles == set(range(24))  # every part of the picture is seen
+    assert tiles == set(range(24))  # every part of the image is seen
 
 
-def test_small_pictures_are_padded_with_mean_and_ignore():
+def test_small_images_are_padded_with_mean_and_ignore():
     image, mask = torch.zeros(3, 10, 12, dtype=torch.uint8), torch.ones(10, 12, dtype=torch.uint8)
     corners = set()
     for seed in range(10):
         padded, labels = apply(RandomScaledCrop((32, 24), (1, 1)), image, mask, seed)
         assert labels.eq(1).sum() == 120 and labels.eq(IGNORE).sum() == 32 * 24 - 120
-        expected = torch.tensor([round(255 * value) for value in IMAGENET_MEAN])
-        assert padded[:, labels == IGNORE].eq(expected[:, None]).all()
+        assert padded[:, labels == IGNORE].eq(torch.tensor(FILL)[:, None]).all()
         assert padded[:, labels == 1].eq(0).all()
         corners.add(tuple(labels.eq(1).nonzero()[0].tolist()))
     assert len(corners) > 5
@@ -525,11 +518,13 @@ def test_color_jitter_matches_its_meaning(place):
     assert torch.equal(nothing, image)
 
 
-def test_eval_resizes_the_image_only():
-    image, mask = apply(eval_transform((20, 24)), *positions(), 0)
-    assert image.shape == (3, 20, 24) and torch.equal(mask, positions()[1])
-    image, mask = apply(eval_transform(), *positions(), 0)
-    assert torch.equal(image, positions()[0]) and torch.equal(mask, positions()[1])
+def test_eval_resizes_the_image_only(shapes):
+    reader = Reader(shapes.val, shapes.rule)
+    image, mask = reader.read(3)
+    resized = EvalDataset(reader, eval_transform([20, 24]))[3]
+    assert resized["image"].shape == (3, 20, 24) and torch.equal(resized["mask"], mask)
+    stored = EvalDataset(reader, eval_transform(None))[3]
+    assert torch.equal(stored["image"], image) and torch.equal(stored["mask"], mask)
 
 
 def test_eval_groups_by_size(tmp_path):
@@ -537,17 +532,19 @@ def test_eval_groups_by_size(tmp_path):
     for number, size in ((1, (20, 34)), (3, (20, 34)), (4, (28, 30))):
         save_image(tmp_path / f"val/images/{number}.jpg", size=size)
         save_mask(tmp_path / f"val/masks/{number}.png", rows_of(1, size))
-    data = load_segmentation("folder", str(tmp_path))
-    dataset = SegmentationDataset(data.val, data, eval_transform())
+    data = load("folder", tmp_path)
+    dataset = EvalDataset(Reader(data.val, data.rule), eval_transform(None))
     loader = DataLoader(dataset, batch_size=5, collate_fn=collate_eval, num_workers=1)
     (groups,) = list(loader)
-    assert [group["index"].tolist() for group in groups] == [[0, 2], [1, 3], [4]]
+    members = [[0, 2], [1, 3], [4]]
     assert [tuple(group["image"].shape) for group in groups] == [
         (2, 3, 20, 30),
         (2, 3, 20, 34),
         (1, 3, 28, 30),
     ]
-    assert all(group["mask"].shape[1:] == group["image"].shape[2:] for group in groups)
+    for group, indices in zip(groups, members, strict=True):
+        for kind in ("image", "mask"):
+            assert torch.equal(group[kind], torch.stack([dataset[i][kind] for i in indices]))
 
 
 # Bad input
@@ -623,22 +620,22 @@ SPOILERS = [
 
 @pytest.mark.parametrize("spoil", SPOILERS)
 def test_bad_sample_is_named_in_one_sentence(tmp_path, spoil):
-    _, dataset = folder_data(make_folder(tmp_path))
+    dataset = folder_dataset(make_folder(tmp_path))
     path = str(spoil(tmp_path))
+    before, bad, after = stream_keys(0, 1, 2)
     with pytest.raises(UserError) as caught:
-        dataset[0, 1]
+        dataset[bad]
     assert path in str(caught.value) and is_one_sentence(str(caught.value))
-    problems = survey(dataset, num_workers=0).problems
-    assert problems == [str(caught.value)]
-    assert dataset[0, 0] and dataset[0, 2]
+    assert survey(dataset.reader).problems == [str(caught.value)]
+    assert dataset[before] and dataset[after]
 
 
 def test_bad_sample_in_a_worker_gives_the_same_sentence(tmp_path):
-    _, dataset = folder_data(make_folder(tmp_path))
+    dataset = folder_dataset(make_folder(tmp_path))
     path = str(spoil_class(tmp_path))
     messages = []
     for workers in (0, 2):
-        loader = DataLoader(dataset, 1, num_workers=workers, collate_fn=collate_train)
+        loader = DataLoader(dataset, sampler=stream_keys(0, 1, 2), num_workers=workers)
         with pytest.raises(UserError) as caught:
             list(loader)
         messages.append(str(caught.value))
@@ -646,13 +643,13 @@ def test_bad_sample_in_a_worker_gives_the_same_sentence(tmp_path):
 
 
 def test_a_survey_lists_every_bad_sample_and_counts_the_rest(tmp_path):
-    data, dataset = folder_data(make_folder(tmp_path, count=6, value=1))
+    data = load("folder", make_folder(tmp_path, count=6, value=1))
     save_mask(tmp_path / "train/masks/4.png", rows_of(255))
     paths = [str(spoil_jpeg(tmp_path))]
     (tmp_path / "train/masks/3.png").unlink()
     paths.append(str(tmp_path / "train/masks/3.png"))
     for workers in (0, 2):
-        found = survey(dataset, workers)
+        found = survey(train_reader(data), workers)
         assert len(found.problems) == 2
         assert all(path in line for path, line in zip(paths, found.problems, strict=True))
         assert found.pixels.tolist() == [4 * 570, 3 * 30, 0, 30]
@@ -670,82 +667,47 @@ def test_folders_that_hold_no_data(tmp_path):
             ("empty", "empty"),
         ):
             with pytest.raises(UserError, match=reason) as caught:
-                load_segmentation(dataset, folder and str(tmp_path / folder))
+                load(dataset, folder and tmp_path / folder)
             assert is_one_sentence(str(caught.value))
             assert folder is None or str(tmp_path / folder) in str(caught.value)
         with pytest.raises(UserError, match="must hold") as caught:
-            load_segmentation(dataset, str(tmp_path / "other"))
+            load(dataset, tmp_path / "other")
         assert is_one_sentence(str(caught.value)) and str(tmp_path / "other") in str(caught.value)
 
 
-def test_folder_without_pictures_or_with_a_missing_mask(tmp_path):
+def test_folder_without_images_or_with_a_missing_mask(tmp_path):
     make_folder(tmp_path)
     (tmp_path / "val/masks/2.png").unlink()
     with pytest.raises(UserError, match=r"val/images/2\.jpg has no mask") as caught:
-        load_segmentation("folder", str(tmp_path))
+        load("folder", tmp_path)
     assert is_one_sentence(str(caught.value))
     for path in (tmp_path / "val/images").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"no pictures in .*val/images"):
-        load_segmentation("folder", str(tmp_path))
+    with pytest.raises(UserError, match=r"no images in .*val/images"):
+        load("folder", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"class_names": ["a", "b"], "palette": [(0, 0, 0)]}, "2 class names but 1 colours"),
+        ({"class_names": "half_coloured.txt"}, "to every class or to none"),
         ({"class_names": ["a", "a"]}, "a occurs twice"),
         ({"class_names": ["void"]}, "0 classes"),
         ({"class_names": "no_such_file.txt"}, r"no_such_file\.txt"),
     ],
 )
-def test_bad_class_lists(tmp_path, options, reason):
+def test_bad_class_lists(tmp_path, monkeypatch, options, reason):
+    monkeypatch.chdir(make_folder(tmp_path))
+    Path("half_coloured.txt").write_text("a 0 0 0\nb\n")
     with pytest.raises(UserError, match=reason) as caught:
-        load_segmentation("folder", str(make_folder(tmp_path)), **options)
+        load("folder", tmp_path, **options)
     assert is_one_sentence(str(caught.value))
 
 
 def test_unknown_data_set_lists_the_known():
     with pytest.raises(UserError, match=r"camvdi.*camvid.*hub"):
-        load_segmentation("camvdi")
+        load("camvdi")
 
 
 def test_sample_error_keeps_its_message():
     assert str(SampleError("a.jpg is bad.")) == "a.jpg is bad."
-
-
-# Pictures
-
-
-def test_panel_shows_image_truth_and_prediction():
-    colors = [(0, 0, 0), (255, 0, 0), (0, 0, 255)]
-    image = torch.full((3, 10, 12), 100, dtype=torch.uint8)
-    truth = torch.ones(20, 24, dtype=torch.uint8)
-    truth[0] = IGNORE
-    prediction = torch.full((20, 24), 2)
-    panel = segmentation_panel(image, truth, prediction, colors, opacity=1, min_height=20)
-    assert panel.dtype == torch.uint8 and panel.shape[:2] == (3, 20)
-    assert panel[:, 5, 0].tolist() == [100, 100, 100]
-    middle, last = panel.shape[2] // 2, panel.shape[2] - 1
-    assert panel[:, 5, middle].tolist() == [255, 0, 0] and panel[:, 0, middle].tolist() == [0] * 3
-    assert panel[:, 0, last].tolist() == [0, 0, 255]
-    assert segmentation_panel(image, truth, prediction, colors).shape[1] >= 192
-
-
-def test_legend_and_sheet_show_every_colour():
-    classes = [f"class number {i}" for i in range(30)]
-    colors = default_colors(31)[1:]
-    for width in (200, 900):
-        shown = legend(classes, colors, width)
-        assert shown.shape[2] == width
-        seen = {tuple(color) for color in shown.flatten(1).unique(dim=1).T.tolist()}
-        assert set(colors) <= seen
-    mask = torch.randint(0, 30, (24, 20), dtype=torch.uint8)
-    assert colorize(mask, colors)[:, 3, 4].tolist() == list(colors[mask[3, 4]])
-    panels = [
-        segmentation_panel(torch.zeros(3, h, 20, dtype=torch.uint8), mask[:h], mask[:h], colors)
-        for h in (24, 16, 24)
-    ]
-    sheet = contact_sheet(panels, classes, colors, columns=2)
-    assert sheet.dtype == torch.uint8 and sheet.shape[0] == 3
-    assert sheet.shape[1] > 2 * 192 and sheet.shape[2] > 2 * panels[0].shape[2]

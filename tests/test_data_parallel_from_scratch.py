@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -151,7 +152,7 @@ def write_idx(path, tensor):
 
 @pytest.fixture
 def files(tmp_path):
-    """Files as FashionMNIST has them, of drawn digits."""
+    """Files named as FashionMNIST's, of drawn digits."""
     for split, count in {"train": 40, "t10k": 20}.items():
         images, labels = digits.draw_digits(count, seed=count)
         pixels = (255 * images[:, 0].clamp(0, 1)).byte()
@@ -160,7 +161,7 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_idx_files_packed_or_not(files):
+def test_idx_files_gzipped_or_not(files):
     images, labels = digits.read_split(files, "train")
     expected, truth = digits.draw_digits(40, seed=40)
     torch.testing.assert_close(images, expected.clamp(0, 1), rtol=0, atol=1 / 255)
@@ -176,7 +177,7 @@ def test_bad_files_are_named(files):
     with pytest.raises(UserError, match="39 labels"):
         digits.read_split(files, "train")
     labels.write_bytes(labels.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"labels-idx1-ubyte is no whole"):
+    with pytest.raises(UserError, match=r"labels-idx1-ubyte is not a complete"):
         digits.read_split(files, "train")
     images = files / "train-images-idx3-ubyte.gz"
     images.write_bytes(images.read_bytes()[:-200])
@@ -191,7 +192,7 @@ def test_bad_files_are_named(files):
 
 
 def test_two_devices_learn_what_one_does(files, capsys):
-    # Few pictures, but the drawn ones: two digits are told apart soon.
+    # Few images, but of two digits only, which are soon told apart.
     for split, count in {"train": 1024, "t10k": 256}.items():
         images, labels = digits.draw_digits(count, seed=count)
         kept = labels < 2
@@ -241,14 +242,20 @@ def test_batch_and_rate_scale_with_the_devices(files, capsys, monkeypatch):
         (["--data_dir", "nowhere"], "nowhere"),
     ],
 )
-def test_bad_options_are_told(arguments, words):
+def test_bad_options_are_refused(arguments, words):
     with pytest.raises(UserError, match=words):
         lesson.main(lesson.read_options(arguments))
 
 
 def run(*arguments):
     command = [sys.executable, "-X", "importtime", EXAMPLES / "data_parallel_from_scratch.py"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=100)
+    return subprocess.run(
+        [*command, *arguments],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
 
 
 def test_help_does_not_wait_for_torch():

@@ -246,5 +246,5 @@ def test_hub_pictures_are_not_copied(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.Dataset, "map", refuse)
     data = load_detection(name, **COLUMNS)
     assert truth_of(data)["area"].tolist() == [25]
-    with pytest.raises(UserError, match="doesn't hold pictures"):
+    with pytest.raises(UserError, match="doesn't hold images"):
         load_detection(name, image_column="number", objects_column="things")

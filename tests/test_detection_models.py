@@ -657,7 +657,7 @@ def test_no_network_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
     for weights in ("default", "backbone"):
-        with pytest.raises(UserError, match=r"can't fetch .* --weights PATH"):
+        with pytest.raises(UserError, match=r"Can't fetch .* pass its path as weights"):
             build_detection_model("ssdlite320_mobilenet_v3_large", 5, weights=weights)
 
 

@@ -22,7 +22,7 @@ FILE = Path(gpu_utils.__file__)
 
 
 class Net(nn.Module):
-    """Remembers where it was sent, since there is no GPU to send it to."""
+    """Remembers the GPUs it was sent to, and stays on the CPU."""
 
     def __init__(self, norm: type[nn.Module] | None = None) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class StandIn(nn.DataParallel):
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Pretend to have so many GPUs."""
+    """A function that makes torch report a number of GPUs; none at first."""
 
     def pretend(count):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -131,7 +131,7 @@ def test_wrong_devices_are_refused(gpus, ids, words):
         CudaMultiGPU(Net(), device_ids=ids)
 
 
-def test_what_is_no_bare_module_is_refused(gpus):
+def test_anything_but_a_bare_module_is_refused(gpus):
     gpus(2)
     with pytest.raises(TypeError, match=r"\.module"):
         CudaMultiGPU(StandIn(Net(), [0, 1]))
@@ -160,7 +160,7 @@ def test_mean_of_losses_is_the_loss_and_its_gradient(gpus):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_names_are_the_models(gpus, count):
+def test_names_are_those_of_the_model(gpus, count):
     gpus(count)
     net = Net()
     model = CudaMultiGPU(net)
@@ -172,7 +172,7 @@ def test_names_are_the_models(gpus, count):
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_everything_else_is_the_models(gpus, count):
+def test_all_other_attributes_are_those_of_the_model(gpus, count):
     gpus(count)
     net = Net()
     model = CudaMultiGPU(net)

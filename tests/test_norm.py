@@ -3,6 +3,8 @@
 import argparse
 import copy
 import os
+import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -13,9 +15,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from errors import UserError
 from norm import (
     FrozenBatchNorm,
+    NormError,
     SyncBatchNorm,
     average_running_stats,
     choose_norm,
@@ -40,6 +42,41 @@ def trained(model, shape=(4, 3, 8, 8)):
     for _ in range(2):
         model(torch.randn(shape) * 2 + 1)
     return model
+
+
+# ---------------------------------------------------------------------------- the folder by itself
+
+IN_A_STRANGERS_PROJECT = """
+import sys
+from torch import nn, randn
+import batch_statistics as norm
+
+model = nn.Sequential(
+    nn.Conv2d(3, 8, 7, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+)
+model, names = norm.convert_norm(model, norm.choose_norm("auto", model, 2, 2).kind)
+assert names == ["1", "4"] and isinstance(model[1], norm.SyncBatchNorm), names
+model(randn(2, 3, 32, 32)).square().sum().backward()
+assert model[0].weight.grad.abs().sum() > 0
+mine = {"norm", "data", "models", "engine", "tasks", "figures", "errors"} & set(sys.modules)
+assert not mine, mine
+"""
+
+
+def test_the_folder_copied_into_another_project(tmp_path):
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "norm", tmp_path / "batch_statistics", ignore=ignore)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", IN_A_STRANGERS_PROJECT]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_message_names_a_command_line_option():
+    for path in (ROOT / "norm").glob("*.py"):
+        assert not re.search(r"--[a-z]|sync_bn_(impl|group_size)", path.read_text()), path
 
 
 # ------------------------------------------------------------------------------ the layer alone
@@ -437,14 +474,14 @@ def test_group_norm():
 
 def test_channels_that_do_not_divide():
     model = nn.Sequential(nn.BatchNorm2d(8), nn.BatchNorm2d(7))
-    with pytest.raises(UserError, match="layer 1 has 7 channels"):
+    with pytest.raises(NormError, match="Layer 1 has 7 channels"):
         convert_norm(model, "group_norm")
     assert type(model[0]) is nn.BatchNorm2d  # all or none
 
 
 @pytest.mark.parametrize("kind", ["sync_bn", "bn", "group_norm", "frozen_bn"])
 def test_nothing_to_convert_is_an_error(kind):
-    with pytest.raises(UserError, match="nothing to convert"):
+    with pytest.raises(NormError, match="There is nothing to convert"):
         convert_norm(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), kind)
 
 
@@ -464,20 +501,22 @@ def test_unknown_subclasses_are_left_with_a_warning():
         _, names = convert_norm(model, "sync_bn")
     assert names == ["0"]
     assert type(model[1]) is Special
-    with pytest.warns(UserWarning), pytest.raises(UserError, match="run one batch"):
+    with pytest.warns(UserWarning), pytest.raises(NormError, match="run one batch"):
         convert_norm(nn.Sequential(nn.LazyBatchNorm2d()), "sync_bn")
 
 
 def test_mistakes_are_named():
-    with pytest.raises(UserError, match="layer_norm"):
+    with pytest.raises(NormError, match=r"^kind must be one of .*, got 'layer_norm'\.$"):
         convert_norm(net(), "layer_norm")
-    with pytest.raises(UserError, match="apex"):
+    with pytest.raises(NormError, match=r"^impl must be one of .*, got 'apex'\.$"):
         convert_norm(net(), "sync_bn", impl="apex")
-    with pytest.raises(UserError, match="before wrapping"):
+    with pytest.raises(NormError, match="before wrapping"):
         convert_norm(nn.DataParallel(net()), "sync_bn")
-    with pytest.raises(UserError, match="group_size"):
+    with pytest.raises(NormError, match="group_size needs several processes"):
         convert_norm(net(), "sync_bn", group_size=2)
-    with pytest.raises(UserError, match="nothing to freeze"):
+    with pytest.raises(NormError, match="group_size needs impl 'own'"):
+        convert_norm(net(), "sync_bn", group_size=2, impl="torch")
+    with pytest.raises(NormError, match="nothing to freeze"):
         convert_norm(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), "frozen_bn")
 
 
@@ -540,7 +579,7 @@ def test_what_is_asked_for_is_chosen():
     choice = choose_norm("sync_bn", net(), 1, 2)
     assert choice.kind == "bn"
     assert "one process" in choice.reason
-    with pytest.raises(ValueError, match="batchnorm"):
+    with pytest.raises(NormError, match="batchnorm"):
         choose_norm("batchnorm", net(), 1, 2)
 
 
@@ -639,5 +678,5 @@ def test_data_parallel_is_refused():
 
 
 def test_a_wrapped_model_is_refused():
-    with pytest.raises(UserError, match="wrapped in DataParallel already"):
+    with pytest.raises(NormError, match="wrapped in DataParallel already"):
         convert_norm(nn.DataParallel(net()), "sync_bn")

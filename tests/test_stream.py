@@ -25,8 +25,10 @@ def test_processes_share_the_batches_of_one(processes: int, batch: int) -> None:
 def test_an_epoch_holds_every_sample_once() -> None:
     samples = [*chain(*consumed(2, 4))]
     for epoch in range(4):
-        assert sorted(index for e, index in samples if e == epoch) == list(range(10))
-    assert [i for e, i in samples if e == 0] != [i for e, i in samples if e == 1]
+        assert sorted(key.index for key in samples if key.epoch == epoch) == list(range(10))
+    first, second = ([key.index for key in samples if key.epoch == epoch] for epoch in (0, 1))
+    assert first != second
+    assert [key.position for key in samples] == list(range(48))
 
 
 def test_starting_later_continues_the_stream() -> None:
@@ -42,14 +44,14 @@ def test_all_batches_are_full() -> None:
 
 def test_step_indices_are_what_the_processes_read() -> None:
     for step in range(3):
-        read = [index for _, index in chain(*consumed(2, 2)[2 * step : 2 * step + 2])]
+        read = [key.index for key in chain(*consumed(2, 2)[2 * step : 2 * step + 2])]
         assert SampleStream(10, 3).step_indices(step, 8) == read
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
 def test_shards_hold_every_sample_once_unpadded(processes: int) -> None:
     shards = [list(RankShard(5, rank, processes)) for rank in range(processes)]
-    assert Counter(chain(*shards)) == Counter((0, index) for index in range(5))
+    assert Counter(chain(*shards)) == Counter(range(5))
     assert [len(RankShard(5, rank, processes)) for rank in range(processes)] == [*map(len, shards)]
 
 

@@ -1,4 +1,4 @@
-"""train_segmentation.py in this process: every option does what it says, every mistake is told."""
+"""train_segmentation.py in this process: what every option does, and which mistakes are refused."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-import train_segmentation
+from engine.command_line import parse
 from engine.loop import Trainer
 from errors import UserError
+from tasks.segmentation.options import SegmentationOptions
+from tasks.segmentation.task import Segmentation
 from tests.conftest import Run, train_here
 
 SCRIPT = "train_segmentation"
@@ -62,7 +64,7 @@ def test_files_of_a_run(baseline: Run) -> None:
     assert 0 <= summary["data_wait_fraction"] <= 1 and summary["images_per_second"] > 0
 
 
-def test_tensorboard_has_scalars_pictures_and_options(baseline: Run) -> None:
+def test_tensorboard_has_scalars_figures_and_options(baseline: Run) -> None:
     (events,) = baseline.path.rglob("events.out.tfevents*")
     log = EventAccumulator(str(events.parent)).Reload()
     tags = log.Tags()
@@ -79,11 +81,9 @@ def test_tensorboard_has_scalars_pictures_and_options(baseline: Run) -> None:
 
 
 def test_config_yaml_repeats_the_run(train, baseline: Run, tmp_path: Path) -> None:
-    from engine.options import parse
-
     config = str(baseline.path / "config.yaml")
     output = str(tmp_path / "again")
-    options = parse(train_segmentation.Options, "", ["--config", config, "--output_dir", output])
+    options = parse(SegmentationOptions, "", ["--config", config, "--output_dir", output])
     again = train("again", **{**vars(options), "output_dir": output})
     assert again.losses == baseline.losses and again.evals == baseline.evals
 
@@ -183,7 +183,7 @@ def test_norm_and_decay_options_reach_the_model(train, monkeypatch) -> None:
     seen = {}
 
     def spy(self: Trainer) -> int:
-        seen["model"], seen["groups"] = self.state.model, self.optimizer.param_groups
+        seen["model"], seen["groups"] = self.state.model, self.state.optimizer.param_groups
         return 0
 
     monkeypatch.setattr(Trainer, "fit", spy)
@@ -219,16 +219,16 @@ def test_profile_writes_a_trace(train) -> None:
 
 def test_eval_size_scores_at_the_label_s_resolution(train, monkeypatch) -> None:
     seen = []
-    evaluate = train_segmentation.Segmentation.evaluate
+    evaluate = Segmentation.evaluate
 
     def spy(self, model, batches):
         kept = [[dict(group) for group in groups] for groups in batches]
         seen.extend(group for groups in kept for group in groups)
         tally = evaluate(self, model, iter(kept))
-        assert tally.sums[:-4].sum() == sum((group["mask"] != 255).sum() for group in seen)
+        assert tally.sums["confusion"].sum() == sum((group["mask"] != 255).sum() for group in seen)
         return tally
 
-    monkeypatch.setattr(train_segmentation.Segmentation, "evaluate", spy)
+    monkeypatch.setattr(Segmentation, "evaluate", spy)
     train(eval_size=[64, 48], max_steps=1)
     assert {tuple(group["image"].shape[-2:]) for group in seen} == {(64, 48)}
     assert {tuple(group["mask"].shape[-2:]) for group in seen} == {(32, 32)}
@@ -257,7 +257,7 @@ def test_eval_only_of_a_run_leaves_its_files(train) -> None:
     assert evaluation["metrics"]["last"] == evaluated[-1]
 
 
-def test_pictures_can_be_left_out(train) -> None:
+def test_figures_can_be_left_out(train) -> None:
     assert not (train(pictures=0).path / "predictions.png").exists()
 
 
@@ -316,7 +316,7 @@ def test_tensorboard_shows_one_curve_after_going_back(train) -> None:
 def test_values_out_of_range_are_refused(options: dict) -> None:
     (name,) = options
     with pytest.raises(UserError, match=f"--{name}"):
-        train_segmentation.Options(**options).check()
+        SegmentationOptions(**options).check()
 
 
 def fails(train, part: str, **options: object) -> str:
@@ -339,7 +339,7 @@ def fails(train, part: str, **options: object) -> str:
         ("missing", {"dataset": "camvid", "data_dir": "missing"}),
         ("missing.safetensors", {"weights": "missing.safetensors"}),
         ("--weights or --resume", {"eval_only": True}),
-        ("deeplabv3plus", {"model": "deeplabv3_mobilenet_v3_large", "batch_size": 1}),
+        ("A BatchNorm layer", {"model": "deeplabv3_mobilenet_v3_large", "batch_size": 1}),
         ("--precise_bn", {"precise_bn": 2, "norm": "group_norm"}),
         ("own", {"sync_bn_impl": "torch"}),
         ("2 weights for 7 classes", {"class_weights": [1, 2]}),

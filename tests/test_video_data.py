@@ -1,8 +1,9 @@
-"""Video data: exact frames, clips, every source's layout, determinism, bad files and pictures."""
+"""Video data: exact frames, clips, every source's layout, determinism and bad files."""
 
 import csv
 import pickle
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -17,25 +18,37 @@ from torchvision import tv_tensors
 
 from benchmarks import video_decoding
 from data.decode import SampleError
+from data.stream import SampleKey
 from errors import UserError
-from figures.confusion import confusion_picture
-from tasks.video import synthetic as synthetic_video
-from tasks.video.check import survey_videos
-from tasks.video.clips import clip_numbers, is_short, segment
-from tasks.video.dataset import (
-    ClipOptions,
-    VideoDataset,
-    collate_eval,
-    collate_train,
-    load_video,
-)
+from tasks.video import synthetic
+from tasks.video.check import survey
+from tasks.video.clips import ClipOptions, clip_numbers, is_short, segment
+from tasks.video.dataset import EvalDataset, Reader, TrainDataset, collate
 from tasks.video.decoding.open import open_video, torchcodec_decoder
 from tasks.video.decoding.pyav import PyavVideo
-from tasks.video.figures import film_sheet, film_strip
-from tasks.video.transforms import EvalTransform, TrainTransform
+from tasks.video.options import VideoOptions
+from tasks.video.sources import VideoData, load_data
+from tasks.video.transforms import cut_windows, train_transform
 
 X264 = "libx264" in av.codecs_available
-KEEP = TrainTransform((32, 32), (32, 32), hflip=0)  # leaves videos of 32x32 as they are
+NO_JITTER = (0.0, 0.0, 0.0, 0.0)
+WINDOW = partial(cut_windows, crop_size=(32, 32), count=1)
+WINDOWS = partial(cut_windows, crop_size=(32, 32), count=3)
+
+
+def load(dataset: str = "synthetic", data_dir: Path | None = None, **options) -> VideoData:
+    data_dir = data_dir and str(data_dir)
+    return load_data(VideoOptions(dataset=dataset, data_dir=data_dir, **options))
+
+
+def reader_of(data: VideoData, split: str = "train", decoder: str = "auto") -> Reader:
+    return Reader(getattr(data, split), data.open, decoder)
+
+
+def train_data(reader: Reader, frames: int, stride: int = 1) -> TrainDataset:
+    """Clips of 32x32 pixels, unchanged if the video is of that size."""
+    keep = train_transform((32, 32), None, 0, NO_JITTER)
+    return TrainDataset(reader, ClipOptions(frames, stride), (32, 32), keep, seed=0)
 
 
 def make_video(
@@ -201,10 +214,10 @@ def test_memory_of_a_worker_stays_flat(tmp_path):
     table = "label,file\n" + "a,a/v.mp4\nb,b/v.mp4\n" * 700
     for name in ("train", "val"):
         (tmp_path / f"{name}.csv").write_text(table)
-    data = load_video("kinetics", str(tmp_path))
-    dataset = VideoDataset(data.train, data, ClipOptions(2, 1), KEEP)
+    dataset = train_data(reader_of(load("kinetics", tmp_path)), 2)
     others = psutil.Process().children()
-    batches = iter(DataLoader(dataset, batch_size=10, num_workers=1))
+    keys = [SampleKey(0, index, index) for index in range(1400)]
+    batches = iter(DataLoader(dataset, sampler=keys, batch_size=10, num_workers=1))
     (worker,) = set(psutil.Process().children()) - set(others)
 
     def read(count: int) -> int:
@@ -230,9 +243,8 @@ def test_torchcodec_gives_the_same_frames_or_a_sentence(tmp_path):
         torchcodec_decoder()
     except UserError as error:
         assert is_one_sentence(str(error)) and "pyav" in str(error)
-        data = load_video()
         with pytest.raises(UserError, match="torchcodec"):
-            VideoDataset(data.train, data, ClipOptions(decoder="torchcodec"), KEEP)
+            reader_of(load(), decoder="torchcodec")
         pytest.skip("torchcodec can't be loaded here")
     with opened(path, "torchcodec") as video:
         assert torch.equal(video.read(np.arange(9, 14)), decode_all(path)[9:14])
@@ -288,13 +300,6 @@ def test_segments():
     assert first == stop
 
 
-def test_clip_options_out_of_range():
-    for wrong in ({"frames": 0}, {"stride": 0}, {"fps": 0.0}, {"decoder": "x"}, {"eval_clips": 0}):
-        with pytest.raises(UserError) as caught:
-            ClipOptions(**wrong)
-        assert is_one_sentence(str(caught.value))
-
-
 # Sources
 
 
@@ -318,12 +323,13 @@ def test_folder_of_files_and_of_frames(tmp_path):
     for number in range(3):
         Image.new("RGB", (48, 32)).save(frames / f"{number}.jpg")
     (tmp_path / "train/run/notes.txt").write_text("no video")
-    data = load_video("folder", str(tmp_path))
+    data = load("folder", tmp_path)
     assert data.classes == ["jump", "run"] and (len(data.train), len(data.val)) == (5, 4)
     assert data.train.features["label"].names == data.classes
     assert [row["label"] for row in data.train] == [0, 0, 0, 1, 1]
-    dataset = VideoDataset(data.train, data, ClipOptions(4, 1), KEEP)
-    assert {dataset[i]["video"].shape for i in range(5)} == {(4, 3, 32, 32)}
+    dataset = train_data(reader_of(data), 4)
+    shapes = {dataset[SampleKey(0, i, i)]["video"].shape for i in range(5)}
+    assert shapes == {(4, 3, 32, 32)}
     assert "clip" in {Path(dataset.name(i)).name for i in range(5)}
 
 
@@ -331,7 +337,7 @@ def test_folder_with_a_class_of_validation_alone(tmp_path):
     make_folder(tmp_path, count=1)
     make_video(tmp_path / "val/swim/0.mp4", frames=3)
     with pytest.raises(UserError, match="swim") as caught:
-        load_video("folder", str(tmp_path))
+        load("folder", tmp_path)
     assert is_one_sentence(str(caught.value))
 
 
@@ -345,14 +351,14 @@ def test_ucf101(tmp_path, videos):
     (lists / "classInd.txt").write_text("1 Yo\n2 Box\n")
     (lists / "trainlist02.txt").write_text("".join(f"{n} {1 + ('Box' in n)}\n" for n in names[1:]))
     (lists / "testlist02.txt").write_text(f"{names[0]}\n")
-    data = load_video("ucf101", str(tmp_path), split=2)
+    data = load("ucf101", tmp_path, split=2)
     assert data.classes == ["Yo", "Box"] and (len(data.train), len(data.val)) == (5, 1)
     assert [row["label"] for row in data.train] == [0, 0, 1, 1, 1]
     with pytest.raises(UserError, match="trainlist01"):
-        load_video("ucf101", str(tmp_path), split=1)
+        load("ucf101", tmp_path, split=1)
     (tmp_path / videos / names[2]).unlink()
     with pytest.raises(UserError, match="v_Yo_g03_c01") as caught:
-        load_video("ucf101", str(tmp_path), split=2)
+        load("ucf101", tmp_path, split=2)
     assert is_one_sentence(str(caught.value))
 
 
@@ -380,7 +386,7 @@ def test_bad_lists_of_ucf101(tmp_path, file, content, fragment):
     }.items():
         (tmp_path / name).write_text(content if name == file else text, encoding="latin-1")
     with pytest.raises(UserError, match=fragment) as caught:
-        load_video("ucf101", str(tmp_path))
+        load("ucf101", tmp_path)
     assert is_one_sentence(str(caught.value))
 
 
@@ -389,24 +395,24 @@ def test_folder_of_one_class_or_of_an_empty_one(tmp_path, kinds):
     make_folder(tmp_path, ["run"], count=1)
     (tmp_path / "train" / kinds[-1]).mkdir(exist_ok=True)
     with pytest.raises(UserError, match="takes 2" if len(kinds) == 1 else "train/jump") as caught:
-        load_video("folder", str(tmp_path))
+        load("folder", tmp_path)
     assert is_one_sentence(str(caught.value))
 
 
 def test_test_data_that_validate_are_noted(tmp_path):
     make_folder(tmp_path, count=1)
-    assert not load_video("folder", str(tmp_path)).notes
+    assert not load("folder", tmp_path).notes
     (tmp_path / "val").rename(tmp_path / "test")
-    (note,) = load_video("folder", str(tmp_path)).notes
+    (note,) = load("folder", tmp_path).notes
     assert "test is used to validate" in note and is_one_sentence(note)
     make_video(tmp_path / "a.mp4", frames=2)
     table = "label,file\nx,a.mp4\ny,a.mp4\n"
     for name in ("train", "validate", "test"):
         (tmp_path / f"{name}.csv").write_text(table)
-    data = load_video("kinetics", str(tmp_path))
+    data = load("kinetics", tmp_path)
     assert not data.notes  # Kinetics calls the list for validation validate
     (tmp_path / "validate.csv").unlink()
-    (note,) = load_video("kinetics", str(tmp_path)).notes
+    (note,) = load("kinetics", tmp_path).notes
     assert "test is used to validate" in note
 
 
@@ -429,19 +435,20 @@ def test_kinetics(tmp_path):
     )
     write_table(tmp_path / "validate.csv", header)
     write_table(tmp_path / "val.csv", header, "yoga,-xy,0,10,val,0")
-    data = load_video("kinetics", str(tmp_path))
+    data = load("kinetics", tmp_path)
     assert data.classes == ["tap dancing", "yoga"]
     assert labels_by_name(data, data.train) == {
         "abc_000010_000020": "tap dancing",
         "whole-1": "yoga",
     }
     assert "1 videos" in data.notes[0] and len(data.notes) == 1
-    dataset = VideoDataset(data.train, data, ClipOptions(20, 1), KEEP)
+    reader = reader_of(data)
     assert data.train[0]["start"] is None  # the file is the part itself
-    with dataset.open(1) as video:
-        assert dataset.segment(video, 1) == (10, 30)
-        part = decode_all(tmp_path / "train/whole-1.mkv")[10:30]
-        assert torch.equal(dataset[1]["video"][:, :, 0, 0], part[:, :, 0, 0])
+    with reader.open(1) as sample:
+        assert (sample.first, sample.stop, sample.label, len(sample.times)) == (10, 30, 1, 20)
+    part = decode_all(tmp_path / "train/whole-1.mkv")[10:30]
+    clip = train_data(reader, 20)[SampleKey(0, 1, 0)]["video"]
+    assert torch.equal(clip[:, :, 0, 0], part[:, :, 0, 0])
 
 
 def test_simple_table(tmp_path):
@@ -451,7 +458,7 @@ def test_simple_table(tmp_path):
             writer = csv.writer(file)
             writer.writerow(["label", "file", "start", "end"])
             writer.writerows([["x, y", "clips/a.mp4", "0.2", ""], ["z", "clips/a.mp4", "", "0.4"]])
-    data = load_video("kinetics", str(tmp_path))
+    data = load("kinetics", tmp_path)
     assert data.classes == ["x, y", "z"]
     assert [(row["start"], row["end"]) for row in data.val] == [(0.2, None), (None, 0.4)]
 
@@ -474,7 +481,7 @@ def test_bad_tables(tmp_path, content, fragment):
     (tmp_path / "train.csv").write_text(content, encoding="latin-1")
     (tmp_path / "val.csv").write_text("label,file\nx,a.mp4\n")
     with pytest.raises(UserError, match=fragment) as caught:
-        load_video("kinetics", str(tmp_path))
+        load("kinetics", tmp_path)
     assert is_one_sentence(str(caught.value))
 
 
@@ -495,13 +502,13 @@ def test_hub(tmp_path, stored, video_column, label_column):
     splits = {"train": rows, "validation": rows.select([2])}
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
     name = f"hub:{tmp_path / 'saved'}"
-    data = load_video(name, video_column=video_column, label_column=label_column)
+    data = load(name, video_column=video_column, label_column=label_column)
     assert data.classes == ["a", "b", "c"] and data.val[0]["label"] == 2
-    dataset = VideoDataset(data.val, data, ClipOptions(6, 1), KEEP)
-    assert torch.equal(dataset[0]["video"][..., 0], decode_all(files[2])[:, :, :, 8])
+    dataset = EvalDataset(reader_of(data, "val"), ClipOptions(6, 1), 32, WINDOW)
+    assert torch.equal(dataset[0]["video"][0, ..., 0], decode_all(files[2])[:, :, :, 8])
     if (video_column, label_column) != ("video", "label"):
         with pytest.raises(UserError, match=f"{video_column}, {label_column}") as caught:
-            load_video(name)
+            load(name)
         assert is_one_sentence(str(caught.value))
     if stored == "bytes":
         columns = {"video_column": video_column, "label_column": label_column}
@@ -510,7 +517,7 @@ def test_hub(tmp_path, stored, video_column, label_column):
             ({"video_column": label_column}, rf"{label_column} of .* doesn't hold videos"),
         ):
             with pytest.raises(UserError, match=reason) as caught:
-                load_video(name, **(columns | wrong))
+                load(name, **(columns | wrong))
             assert is_one_sentence(str(caught.value))
 
 
@@ -519,9 +526,9 @@ def test_hub_rows_without_video_or_label(tmp_path):
     columns = {"video": ["v.mp4", None], "label": ["a", "b"]}
     splits = {name: datasets.Dataset.from_dict(columns) for name in ("train", "val")}
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
-    data = load_video(f"hub:{tmp_path / 'saved'}")
+    data = load(f"hub:{tmp_path / 'saved'}")
     with pytest.raises(SampleError, match="video of sample 1 holds no video") as caught:
-        VideoDataset(data.train, data, ClipOptions(2, 1), KEEP)[1]
+        train_data(reader_of(data), 2)[SampleKey(0, 1, 0)]
     assert is_one_sentence(str(caught.value))
     columns["label"] = ["a", None]
     for label in (datasets.Value("string"), datasets.ClassLabel(names=["a", "b"])):
@@ -529,7 +536,7 @@ def test_hub_rows_without_video_or_label(tmp_path):
         rows = datasets.Dataset.from_dict(columns, features=features)
         rows.save_to_disk(str(tmp_path / "unlabelled"))
         with pytest.raises(UserError, match="label") as caught:
-            load_video(f"hub:{tmp_path / 'unlabelled'}")
+            load(f"hub:{tmp_path / 'unlabelled'}")
         assert is_one_sentence(str(caught.value))
 
 
@@ -538,7 +545,7 @@ def test_hub_split_without_rows(monkeypatch):
     splits = datasets.DatasetDict({"train": rows, "val": rows.select([])})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: splits)
     with pytest.raises(UserError, match="split val of some/one is empty") as caught:
-        load_video("hub:some/one")
+        load("hub:some/one")
     assert is_one_sentence(str(caught.value))
 
 
@@ -552,7 +559,7 @@ def test_hub_videos_are_not_copied(tmp_path):
     rows = datasets.Dataset.from_dict({"video": cells, "label": labels}, features=features)
     rows.save_to_disk(str(tmp_path / "saved"))
     before = sorted((tmp_path / "saved").rglob("*"))
-    data = load_video(f"hub:{tmp_path / 'saved'}")  # rows 0 and 10 are held out
+    data = load(f"hub:{tmp_path / 'saved'}")  # rows 0 and 10 are held out
     assert sorted((tmp_path / "saved").rglob("*")) == before
     assert [row["label"] for row in data.val] == [1, 1]
     assert [row["label"] for row in data.train] == [0, 1] * 4 + [0, 0]
@@ -568,13 +575,13 @@ def test_missing_data_is_a_sentence(tmp_path, dataset, monkeypatch):
     for data_dir in (None, str(tmp_path / "no"), str(tmp_path)):
         (tmp_path / "x").mkdir(exist_ok=True)
         with pytest.raises(UserError) as caught:
-            load_video(dataset, data_dir)
+            load(dataset, data_dir)
         assert is_one_sentence(str(caught.value)), caught.value
 
 
 def test_limits_are_evenly_spaced(tmp_path):
     make_folder(tmp_path, count=2)
-    data = load_video("folder", str(tmp_path), limit_train=2, limit_val=1)
+    data = load("folder", tmp_path, limit_train=2, limit_val=1)
     assert labels_by_name(data, data.train) == {"0": "run"} and len(data.val) == 1
     assert [row["label"] for row in data.train] == [0, 1]
 
@@ -582,43 +589,36 @@ def test_limits_are_evenly_spaced(tmp_path):
 # Samples
 
 
-@pytest.fixture(scope="module")
-def shapes():
-    return load_video(seed=3, video_size=(40, 48))
-
-
 def test_samples_depend_on_seed_epoch_and_index_alone(tmp_path):
-    data = load_video("folder", str(make_folder(tmp_path)))
-    transform = TrainTransform((24, 24), (26, 40), color_jitter=(0.4, 0.4, 0.4, 0.1))
-    dataset = VideoDataset(data.train, data, ClipOptions(4, 2), transform, seed=5)
-    keys = [(epoch, index) for epoch in range(3) for index in range(4)]
-    alone = collate_train([dataset[key] for key in keys])
+    reader = reader_of(load("folder", make_folder(tmp_path)))
+    transform = train_transform((24, 24), None, 0.5, (0.4, 0.4, 0.4, 0.1))
+    dataset, other = (
+        TrainDataset(reader, ClipOptions(4, 2), (26, 40), transform, seed) for seed in (5, 6)
+    )
+    keys = [SampleKey(epoch, index, 7) for epoch in range(3) for index in range(4)]
+    alone = collate([dataset[key] for key in keys])
     state = torch.get_rng_state()
     assert torch.equal(dataset[keys[5]]["video"], alone["video"][5])
     assert torch.equal(torch.get_rng_state(), state)
-    loader = DataLoader(
-        dataset, sampler=keys[::-1], batch_size=12, num_workers=2, collate_fn=collate_train
+    (loaded,) = DataLoader(
+        dataset, sampler=keys[::-1], batch_size=12, num_workers=2, collate_fn=collate
     )
-    (loaded,) = loader
     assert torch.equal(loaded["video"].flip(0), alone["video"])
     assert loaded["label"].flip(0).tolist() == [0, 0, 1, 1] * 3
-    other = VideoDataset(data.train, data, ClipOptions(4, 2), transform, seed=6)
     assert not torch.equal(other[keys[0]]["video"], alone["video"][0])
     assert len({clip.numpy().tobytes() for clip in alone["video"]}) == 12
 
 
-def test_evaluation_takes_clips_and_windows(shapes):
-    clip = ClipOptions(4, 2, eval_clips=3)
-    dataset = VideoDataset(shapes.val, shapes, clip, EvalTransform(40, (40, 40), 3), train=False)
-    batch = collate_eval([dataset[0, 0], dataset[1, 7]])
-    assert batch["video"].shape == (2, 9, 4, 3, 40, 40) and batch["index"].tolist() == [0, 7]
-    assert torch.equal(dataset[0, 7]["video"], batch["video"][1])  # the same in every epoch
-    with dataset.open(0) as video:
-        whole = video.read(np.arange(16))
-    numbers = ([0, 2, 4, 6], [5, 7, 9, 11], [9, 11, 13, 15])
-    for place, chosen in enumerate(numbers):
-        for window, left in enumerate((0, 4, 8)):
-            expected = whole[chosen][..., left : left + 40]
+def test_evaluation_takes_clips_and_windows(tmp_path):
+    reader = reader_of(load("folder", make_folder(tmp_path)), "val")
+    dataset = EvalDataset(reader, ClipOptions(4, 2, eval_clips=3), 32, WINDOWS)
+    batch = collate([dataset[0], dataset[2]])
+    assert batch["video"].shape == (2, 9, 4, 3, 32, 32) and batch["label"].tolist() == [0, 1]
+    with reader.open(0) as sample:  # of 12 frames
+        whole = sample.read(np.arange(12), None)
+    for place, chosen in enumerate(([0, 2, 4, 6], [3, 5, 7, 9], [5, 7, 9, 11])):
+        for window, left in enumerate((0, 8, 16)):
+            expected = whole[chosen][..., left : left + 32]
             assert torch.equal(batch["video"][0, 3 * place + window], expected)
 
 
@@ -627,19 +627,18 @@ def test_clips_of_a_video_are_read_in_one_go(tmp_path, monkeypatch, name):
     for split in ("train", "val"):
         for kind in "ab":
             make_video(tmp_path / split / kind / name, frames=250, bf="2" if "avi" in name else "0")
-    data = load_video("folder", str(tmp_path))
-    windows = EvalTransform(32, (32, 32), 3)
+    data = load("folder", tmp_path)
     path = tmp_path / "val/a" / name
     for clips in (1, 3, 10):
         clip = ClipOptions(4, 2, eval_clips=clips)
         with opened(path) as video:
             alone = [
-                windows(tv_tensors.Video(video.read(clip_numbers(video.times, clip, place), 32)))
+                WINDOWS(video.read(clip_numbers(video.times, clip, place), 32))
                 for place in clip.positions()
             ]
         stretches = counted(monkeypatch, PyavVideo, "_stretch")
         rows = counted(monkeypatch, datasets.Dataset, "__getitem__")
-        sample = VideoDataset(data.val, data, clip, windows, train=False)[0, 0]
+        sample = EvalDataset(reader_of(data, "val"), clip, 32, WINDOWS)[0]
         monkeypatch.undo()
         assert torch.equal(sample["video"], torch.cat(alone))
         # Stretches that lie far apart are searched for; a file that can't be searched is read once.
@@ -654,8 +653,8 @@ def counted(monkeypatch, kind: type, name: str) -> list:
 
 
 def test_windows_lie_along_the_longer_side():
-    tall = tv_tensors.Video(torch.arange(50).expand(2, 3, 20, 50).transpose(2, 3).byte())
-    found = EvalTransform(20, (20, 20), 3)(tall)
+    tall = torch.arange(50).expand(2, 3, 20, 50).transpose(2, 3).byte()
+    found = cut_windows(tall, (20, 20), 3)
     assert found.shape == (3, 2, 3, 20, 20) and found[:, 0, 0, 0, 0].tolist() == [0, 15, 30]
 
 
@@ -663,8 +662,7 @@ def test_augmentation_is_one_for_the_whole_clip():
     torch.manual_seed(0)
     still = torch.randint(0, 256, (1, 3, 40, 60), dtype=torch.uint8).expand(6, -1, -1, -1)
     for area in (None, (0.2, 0.9)):
-        transform = TrainTransform((24, 24), (24, 40), area, 0.5, (0.5, 0.5, 0.5, 0.1))
-        assert (transform.draw_short_side() is None) == (area is not None)
+        transform = train_transform((24, 24), area, 0.5, (0.5, 0.5, 0.5, 0.1))
         changed = {transform(tv_tensors.Video(still)).numpy().tobytes() for _ in range(4)}
         assert len(changed) == 4
         for _ in range(4):
@@ -676,7 +674,7 @@ def test_flip_is_an_option():
     row = tv_tensors.Video(torch.arange(24).expand(2, 3, 24, 24).to(torch.uint8))
     firsts = {
         flip: {
-            TrainTransform((24, 24), (24, 24), hflip=flip)(row)[0, 0, 0, 0].item()
+            train_transform((24, 24), None, flip, NO_JITTER)(row)[0, 0, 0, 0].item()
             for _ in range(20)
         }
         for flip in (0, 0.5, 1)
@@ -685,23 +683,16 @@ def test_flip_is_an_option():
 
 
 def test_windows_that_do_not_fit_are_refused():
-    for make in (
-        lambda: TrainTransform((32, 32), (24, 40)),
-        lambda: TrainTransform((32, 32), (40, 36)),
-        lambda: EvalTransform(24, (32, 16)),
-        lambda: EvalTransform(32, (32, 32), crops=2),
-    ):
-        with pytest.raises(UserError) as caught:
-            make()
+    fitting = {"crop_size": [32, 24], "short_side": [32, 40], "eval_short_side": 32}
+    VideoOptions(**fitting).check()
+    VideoOptions(**fitting | {"short_side": [8, 8], "crop_area": [0.5, 1]}).check()
+    for name, value in (("short_side", [31, 40]), ("eval_short_side", 31)):
+        with pytest.raises(UserError, match=f"don't fit .* larger --{name}") as caught:
+            VideoOptions(**fitting | {name: value}).check()
         assert is_one_sentence(str(caught.value))
 
 
 # Bad files
-
-
-def dataset_of(folder: Path, frames: int = 4) -> VideoDataset:
-    data = load_video("folder", str(folder))
-    return VideoDataset(data.train, data, ClipOptions(frames, 1), KEEP)
 
 
 def break_file(path: Path, kind: str) -> None:
@@ -728,14 +719,14 @@ def test_broken_files_are_named(tmp_path, kind, suffix):
     for split in ("train", "val"):
         make_video(tmp_path / split / f"b/good.{suffix}", size=(64, 64))
         make_video(tmp_path / split / f"a/broken.{suffix}", size=(64, 64), qmax="2")
-    dataset = dataset_of(tmp_path, 30)
+    reader = reader_of(load("folder", tmp_path))
     path = tmp_path / f"train/a/broken.{suffix}"
     break_file(path, kind)
     with pytest.raises(SampleError) as caught:
-        dataset[0]
+        train_data(reader, 30)[SampleKey(0, 0, 0)]
     assert str(path) in str(caught.value) and is_one_sentence(str(caught.value))
     assert str(SampleError(f"Traceback\n  SampleError: {caught.value}")) == str(caught.value)
-    seen = survey_videos(dataset)
+    seen = survey(ClipOptions(30), reader)
     assert seen.problems == [str(caught.value)] and (seen.samples, len(seen.frames)) == (2, 1)
 
 
@@ -763,9 +754,9 @@ def test_segment_without_frames_is_named(tmp_path):
     make_video(tmp_path / "a.mp4", frames=10)
     for name in ("train.csv", "val.csv"):
         (tmp_path / name).write_text("label,file,start,end\nx,a.mp4,3,4\ny,a.mp4,,\n")
-    data = load_video("kinetics", str(tmp_path))
+    data = load("kinetics", tmp_path)
     with pytest.raises(SampleError, match=r"a\.mp4") as caught:
-        VideoDataset(data.train, data, ClipOptions(), KEEP)[0]
+        train_data(reader_of(data), 4)[SampleKey(0, 0, 0)]
     assert is_one_sentence(str(caught.value))
 
 
@@ -777,14 +768,16 @@ def test_empty_folder_of_frames_is_named(tmp_path):
 
 def test_survey_measures_and_counts_short_videos(tmp_path):
     make_folder(tmp_path, count=3)  # of 12, 13 and 14 frames
-    dataset = dataset_of(tmp_path, frames=13)
-    seen = survey_videos(dataset, num_workers=1)
+    data = load("folder", tmp_path)
+    reader = reader_of(data)
+    seen = survey(ClipOptions(13), reader, num_workers=1)
     assert not seen.problems and seen.short == 2
-    loaded = collate_train([dataset[0, number] for number in range(6)])
+    dataset = train_data(reader, 13)
+    loaded = collate([dataset[SampleKey(0, number, number)] for number in range(6)])
     assert loaded["looped"].sum() == 2
     assert sorted(seen.frames.tolist()) == [12, 12, 13, 13, 14, 14]
     assert np.allclose(seen.seconds, seen.frames / 25)
-    lines = "\n".join(seen.lines(dataset.data.classes))
+    lines = "\n".join(seen.lines(data.classes))
     assert "12 to 14, median 13" in lines and "25.0 to 25.0" in lines and "2 videos" in lines
     assert "jump  3 videos" in lines
 
@@ -792,26 +785,22 @@ def test_survey_measures_and_counts_short_videos(tmp_path):
 # The synthetic data set
 
 
-def read_all(data, rows, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    clips = []
-    for row in rows.select(range(count)):
-        with data.open(row["video"], "", "auto") as video:
-            clips.append(video.read(np.arange(16)))
-    return torch.stack(clips), torch.tensor(rows["label"][:count])
+def read_all(data, rows, count: int) -> torch.Tensor:
+    videos = (data.open(row["video"], "", "auto") for row in rows.select(range(count)))
+    return torch.stack([video.read(np.arange(16)) for video in videos])
 
 
-def test_synthetic_is_a_function_of_seed_split_and_number(shapes):
-    first, _ = read_all(shapes, shapes.train, 3)
-    again, _ = read_all(pickle.loads(pickle.dumps(shapes)), shapes.train, 3)
-    assert torch.equal(first, again) and first.shape == (3, 16, 3, 40, 48)
-    with shapes.open(shapes.train[0]["video"], "") as video:
+def test_synthetic_is_a_function_of_seed_split_and_number():
+    data, half, other = load(seed=3), load(seed=3, limit_train=400), load(seed=4)
+    first = read_all(data, data.train, 3)
+    again = read_all(pickle.loads(pickle.dumps(data)), data.train, 3)
+    assert torch.equal(first, again) and first.shape == (3, 16, 3, 64, 64)
+    with data.open(data.train[0]["video"], "", "auto") as video:
         assert torch.equal(video.read(np.array([9, 4])), first[0, [9, 4]])
-    half = load_video(seed=3, video_size=(40, 48), limit_train=400)
-    assert half.train[1] == shapes.train[2]
-    other = load_video(seed=4, video_size=(40, 48))
-    for data, rows in ((other, other.train), (shapes, shapes.val)):
-        assert not torch.equal(read_all(data, rows, 1)[0][0], first[0])
-    for rows, count in ((shapes.train, 800), (shapes.val, 120), (half.train, 400)):
+    assert half.train[1] == data.train[2]
+    for source, rows in ((other, other.train), (data, data.val)):
+        assert not torch.equal(read_all(source, rows, 1)[0], first[0])
+    for rows, count in ((data.train, 800), (data.val, 120), (half.train, 400)):
         counts = torch.bincount(torch.tensor(rows["label"]), minlength=6)
         assert len(rows) == count and counts.min() > count / 6 * 0.7
 
@@ -830,8 +819,12 @@ def accuracy(features: torch.Tensor, labels: torch.Tensor, classes: int) -> floa
 
 
 def test_single_frames_tell_nothing_and_their_order_does():
-    data = load_video(seed=1, video_size=(32, 32))
-    clips, labels = read_all(data, data.train, 300)
+    labels = torch.arange(300) // 2 % 6
+    videos = (
+        synthetic.SyntheticVideo([1, number], int(label), 16, (32, 32))
+        for number, label in enumerate(labels)
+    )
+    clips = torch.stack([video.read(np.arange(16)) for video in videos])
     grey = clips.double().mean(2) / 255
     for frame in (0, 8, 15):  # as well at the ends of the videos as in the middle
         pixels = torch.nn.functional.avg_pool2d(grey[:, frame, None], 4).flatten(1)
@@ -850,17 +843,17 @@ def test_single_frames_tell_nothing_and_their_order_does():
 
 @pytest.mark.parametrize("kind", range(6))
 def test_each_class_moves_as_it_is_called(kind):
-    video = synthetic_video.SyntheticVideo([0, 0, kind], kind, 16, (64, 64))
+    video = synthetic.SyntheticVideo([0, 0, kind], kind, 16, (64, 64))
     still, actor = video.actors
     assert (still.speeds == 0).all()
     part = {"right": 0, "left": 0, "down": 1, "up": 1, "growing": 2, "shrinking": 2}
-    name = synthetic_video.CLASSES[kind]
+    name = synthetic.CLASSES[kind]
     sign = 1 if name in ("right", "down", "growing") else -1
     assert np.flatnonzero(actor.speeds).tolist() == [part[name]]
     assert np.sign(actor.speeds.sum()) == sign
     canvas = np.zeros((2, 64, 64, 3))
     speeds = actor.speeds
-    moved = synthetic_video.Actor("disk", np.ones(3), np.array([0.5, 0.5, 0.3, 0.0]), speeds)
+    moved = synthetic.Actor("disk", np.ones(3), np.array([0.5, 0.5, 0.3, 0.0]), speeds)
     for frame in (0, 1):
         moved.draw(canvas[frame], frame)
     y, x = (np.nonzero(canvas[frame, ..., 0]) for frame in (0, 1))
@@ -872,35 +865,3 @@ def test_each_class_moves_as_it_is_called(kind):
     assert sign * change[part[name]] > 1
     others = [abs(value) for number, value in change.items() if number < 2 and part[name] != number]
     assert max(others) < 0.5
-
-
-# Pictures
-
-
-def test_film_strip_shows_frames_in_order_and_marks_mistakes():
-    clip = torch.arange(0, 160, 10, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 48, 64)
-    strip = film_strip(clip, "running", "jumping", 0.7, frames=4, height=48)
-    assert strip.dtype == torch.uint8 and strip.shape[0] == 3 and strip.shape[2] == 4 * 64 + 3 * 4
-    assert strip[0, 20, [10, 80, 150, 210]].tolist() == [0, 50, 100, 150]
-    caption = strip[:, 48:].float()
-    right = film_strip(clip, "running", "running", 0.7, frames=4, height=48)[:, 48:].float()
-
-    def reddish(picture: torch.Tensor) -> int:
-        return int((picture[0] > picture[1] + 60).sum())
-
-    assert reddish(caption) > 20 and reddish(right) == 0
-    narrow = film_strip(clip[:1, :, :, :8], "a class with a long name indeed")
-    assert narrow.shape[2] > 150
-    assert film_sheet([strip, narrow]).shape[2] >= max(strip.shape[2], narrow.shape[2])
-
-
-@pytest.mark.parametrize("classes", [1, 2, 30, 31, 400])
-def test_confusion_picture(classes):
-    names = [f"class {number}" for number in range(classes)]
-    picture = confusion_picture(1234 * torch.eye(classes), names)
-    assert picture.dtype == torch.uint8 and picture.shape[0] == 3
-    assert max(picture.shape) < 1400
-    # The last class is found as it is drawn at the lower right, and is white where nothing is.
-    assert picture[:, -12, -12].tolist() == [20, 80, 150]
-    if classes > 1:
-        assert picture[:, -12, -12 - 34].tolist() == [255, 255, 255]

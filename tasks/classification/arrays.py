@@ -1,4 +1,4 @@
-"""Small pictures that come as arrays: Fashion-MNIST, CIFAR, and random ones to measure speed."""
+"""Small images stored as arrays: Fashion-MNIST, CIFAR, and random ones to measure speed."""
 
 import gzip
 import pickle
@@ -19,7 +19,7 @@ from tasks.classification.rows import ClassificationData, SourceOptions, rows
 FAKE_SAMPLES = {"train": 512, "val": 128}
 FAKE_CLASSES = 10
 
-Arrays = tuple[Sequence[np.ndarray], Sequence[int]]  # pictures and labels
+Arrays = tuple[Sequence[np.ndarray], Sequence[int]]  # images and labels
 
 IDX_FILES = [
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -28,7 +28,7 @@ IDX_FILES = [
 
 
 def load_fake(options: SourceOptions) -> ClassificationData:
-    """Noise with random labels, like torchvision's FakeData: for measuring speed, not learning."""
+    """Noise with random labels, like torchvision's FakeData: to measure speed, not to learn."""
     height, width = options.image_size
     classes = [f"class {number}" for number in range(FAKE_CLASSES)]
     limits = {"train": options.limit_train, "val": options.limit_val}
@@ -95,8 +95,8 @@ def load_cifar(options: SourceOptions) -> ClassificationData:
 def _root(options: SourceOptions, expected: str) -> Path:
     if options.data_dir is None:
         raise UserError(
-            f"--dataset {options.dataset} needs --data_dir, the folder that holds {expected}, or "
-            "an empty one to download it to."
+            f"--dataset {options.dataset} needs --data_dir: give the folder that holds {expected}, "
+            "or an empty one to download it to."
         )
     return Path(options.data_dir).expanduser()
 
@@ -104,16 +104,16 @@ def _root(options: SourceOptions, expected: str) -> Path:
 def _find_or_download(
     find: Callable[[], list | None], download: Callable[[], object], root: Path, what: str
 ) -> tuple[list, tuple[str, ...]]:
-    """What ``find`` finds in ``root``, if need be after a download, and a note about that."""
+    """What ``find`` finds in ``root``, if necessary after a download, and a note about that."""
     damage = None
     try:
         if (found := find()) is not None:
             return found, ()
-    except UserError as error:  # which may be another process's download that isn't finished
+    except UserError as error:  # perhaps another process's download, still unfinished
         damage = error
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / ".download.lock"):  # one process downloads, the others wait for it
+        with FileLock(root / ".download.lock"):  # one process downloads, the others wait
             if (found := find()) is not None:
                 return found, ()
             download()
@@ -136,14 +136,15 @@ def _read_split(images_file: Path, labels_file: Path, num_classes: int) -> Array
     images, labels = _read_idx(images_file, 3), _read_idx(labels_file, 1)
     if len(images) != len(labels) or labels.max(initial=0) >= num_classes:
         raise UserError(
-            f"{images_file} holds {len(images)} pictures and {labels_file.name} {len(labels)} "
-            f"labels up to {labels.max(initial=0)}: they are not those of Fashion-MNIST."
+            f"{images_file} holds {len(images)} images and {labels_file.name} {len(labels)} labels "
+            f"up to {labels.max(initial=0)}, which are not those of Fashion-MNIST: download both "
+            "again."
         )
     return images, labels
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The uint8 array of an idx file: two zeros, type 8, the dimensions, their sizes, the data."""
+    """The uint8 array of an idx file: two zeros, type 8, number of dimensions, sizes, data."""
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
@@ -155,7 +156,7 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
         if len(data) == start + sizes.prod():
             return np.frombuffer(data, np.uint8, offset=start).reshape(sizes)
     raise UserError(
-        f"{path} is no complete idx file of {dimensions} dimensions: download it again."
+        f"{path} is not a complete idx file of {dimensions} dimensions: download it again."
     )
 
 
@@ -165,12 +166,12 @@ def _data(
     classes: Sequence[str],
     notes: tuple[str, ...] = (),
 ) -> ClassificationData:
-    """Rows of arrays; of a limited split only what is kept."""
+    """Rows of the arrays; of a limited split, only the samples that are kept are encoded."""
     made: list[datasets.Dataset] = []
     limits = (options.limit_train, options.limit_val)
-    for split, (pictures, labels), limit in zip(("train", "val"), splits, limits, strict=True):
+    for split, (images, labels), limit in zip(("train", "val"), splits, limits, strict=True):
         kept = evenly_spaced(len(labels), limit).tolist()
-        files = [stored_png(pictures[i]) for i in kept]
+        files = [stored_png(images[i]) for i in kept]
         names = [f"{options.dataset}/{split}/{i:05d}.png" for i in kept]
         made.append(rows(names, [int(labels[i]) for i in kept], classes, files))
     return ClassificationData(*made, list(classes), notes)

@@ -3,11 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from torch.utils.data import DataLoader, Dataset
-
-from data.check import check_splits
-from data.decode import SampleError
+from data.check import check_splits, read_all
 from engine.loaders import count_workers
 from tasks.classification.dataset import Reader
 from tasks.classification.options import ClassificationOptions
@@ -57,34 +55,21 @@ def check_data(options: ClassificationOptions, data: ClassificationData) -> int:
 
 
 def survey(reader: Reader, num_workers: int = 0) -> Survey:
-    """Decode every sample to the last pixel, as it is stored, and count classes and sizes."""
-    sizes_of = _Sizes(reader)
-    loader = DataLoader(sizes_of, batch_size=16, num_workers=num_workers, collate_fn=list)
+    """Decode every sample completely, as it is stored, and count classes and sizes."""
     problems: list[str] = []
     images = [0] * reader.num_classes
     sizes: Counter[tuple[int, int]] = Counter()
-    for found in (sample for batch in loader for sample in batch):
-        if isinstance(found, str):
-            problems.append(found)
+    for measured, problem in read_all(partial(_measure, reader), len(reader), num_workers):
+        if problem:
+            problems.append(problem)
         else:
-            label, size = found
+            label, size = measured
             images[label] += 1
             sizes[size] += 1
     return Survey(problems, images, sizes, len(reader))
 
 
-class _Sizes(Dataset):
-    """For each sample its label and size, or the sentence that says what is wrong with it."""
-
-    def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def __getitem__(self, index: int) -> tuple[int, tuple[int, int]] | str:
-        try:
-            image, label = self.reader.read(index)
-        except SampleError as error:
-            return str(error)
-        return label, (image.shape[1], image.shape[2])
+def _measure(reader: Reader, index: int) -> tuple[int, tuple[int, int]]:
+    """A sample's label and (height, width)."""
+    image, label = reader.read(index)
+    return label, (image.shape[1], image.shape[2])

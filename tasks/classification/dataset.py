@@ -20,7 +20,7 @@ class Reader:
 
     Args:
         rows: with the columns image and label.
-        num_classes: labels go from 0 to one less.
+        num_classes: K; labels go from 0 to K - 1.
     """
 
     def __init__(self, rows: datasets.Dataset, num_classes: int) -> None:
@@ -30,17 +30,17 @@ class Reader:
         return len(self.rows)
 
     def read(self, index: int) -> tuple[torch.Tensor, int]:
-        """Image uint8 (3, H, W), a grey one with three equal channels, and label.
+        """The image, uint8 (3, H, W), and its label; grey images have three equal channels.
 
         Raises:
-            SampleError: the image can't be decoded, or the label is none of the classes.
+            SampleError: the image can't be decoded, or its label is not one of the classes.
         """
         row = self.rows[index]
         name, label = _name(row, index), row["label"]
         if label is None or not 0 <= label < self.num_classes:
             raise SampleError(
                 f"{name} has the label {label}, which is none of the data set's "
-                f"{self.num_classes} classes: correct it or remove the image."
+                f"{self.num_classes} classes: correct it, or remove the image."
             )
         return read_image(row["image"], name), label
 
@@ -86,8 +86,8 @@ class TrainDataset(Dataset):
             if self.mixing is None:
                 return {"image": image, "label": label}
             mix = self.mixing.draw()
-            # The partner is drawn from the whole split, not from the batch: what a sample is
-            # doesn't depend on how many processes share a batch.
+            # From the whole split, not from the batch: a sample must not depend on how many
+            # processes share a batch.
             other, label2 = self._augmented(int(torch.randint(len(self), ())))
             image, share = mix.method(image, other, mix.share)
             return {"image": image, "label": label, "label2": label2, "mix": share}

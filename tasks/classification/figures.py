@@ -1,82 +1,51 @@
-"""Pictures to look at: those that a classifier gets wrong, with what it took them for."""
+"""A figure of the images that a classifier gets wrong."""
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
-from figures.sheet import FONT_SIZE, GAP, INK, PAPER
+from figures.canvas import FONT, INK, PAPER, WRONG, framed, grid, shortened, stack, text_line
+from tasks.classification.metrics import Mistake
 
-WRONG = (190, 30, 30)
-RIGHT = (20, 120, 50)
-SIDE = 128  # pixels of the square that a picture is fitted into
-CELL = SIDE + 2 * GAP
-CAPTION = 2 * (FONT_SIZE + 3) + GAP
+SIDE = 128  # pixels of the square that an image is fitted into
+COLUMNS = 6
 
 
 def misclassified_figure(
-    images: Sequence[torch.Tensor],
-    truths: Sequence[int],
-    predictions: Sequence[int],
-    probabilities: Sequence[float],
-    classes: Sequence[str],
-    columns: int = 6,
+    images: Sequence[torch.Tensor], mistakes: Sequence[Mistake], classes: Sequence[str]
 ) -> torch.Tensor:
-    """A contact sheet: each picture over its prediction with the probability, and its truth.
-
-    The prediction is red where it is wrong and green where it is right.
+    """Images in a grid, each over what it was taken for, how surely, and what it is.
 
     Args:
-        images: uint8 (3, H, W) each, of any sizes; none gives a sheet that says so.
-        truths: label of each.
-        predictions: predicted label of each.
-        probabilities: of the prediction, 0 to 1.
+        images: uint8 (3, H, W) each, of any sizes; without any, the figure says so.
+        mistakes: one for each image.
         classes: name of each label.
-        columns: pictures side by side.
 
     Returns:
         uint8 (3, H', W').
     """
-    font = ImageFont.load_default(FONT_SIZE)
     if not images:
-        canvas = Image.new("RGB", (3 * CELL, FONT_SIZE + 2 * GAP), PAPER)
-        ImageDraw.Draw(canvas).text((GAP, GAP), "No picture is misclassified.", INK, font)
-        return _tensor(canvas)
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    canvas = Image.new("RGB", (columns * CELL, rows * (CELL + CAPTION)), PAPER)
-    pen = ImageDraw.Draw(canvas)
-    cells = zip(images, truths, predictions, probabilities, strict=True)
-    for number, (image, truth, prediction, probability) in enumerate(cells):
-        x, y = number % columns * CELL, number // columns * (CELL + CAPTION)
-        picture = _fitted(image)
-        left, above = (SIDE - picture.width) // 2, (SIDE - picture.height) // 2
-        canvas.paste(picture, (x + GAP + left, y + GAP + above))
-        share = f" {100 * float(probability):.0f} %"
-        color = RIGHT if int(prediction) == int(truth) else WRONG
-        guess = _shortened(classes[int(prediction)], font, SIDE - font.getlength(share)) + share
-        pen.text((x + GAP, y + CELL), guess, color, font)
-        real = _shortened(f"is {classes[int(truth)]}", font, SIDE)
-        pen.text((x + GAP, y + CELL + FONT_SIZE + 3), real, INK, font)
-    return _tensor(canvas)
+        return framed(text_line(("No image is misclassified.", INK)))
+    cells = []
+    for image, mistake in zip(images, mistakes, strict=True):
+        share = f" {100 * mistake.probability:.0f} %"
+        guess = shortened(classes[mistake.prediction], SIDE - FONT.getlength(share))
+        truth = shortened(f"is {classes[mistake.truth]}", SIDE)
+        cells.append(
+            stack([_fitted(image), text_line((guess + share, WRONG)), text_line((truth, INK))])
+        )
+    return framed(grid(cells, COLUMNS))
 
 
-def _fitted(image: torch.Tensor) -> Image.Image:
-    """The picture within a square of SIDE; a small one is enlarged pixel by pixel."""
-    picture = Image.fromarray(image.cpu().permute(1, 2, 0).numpy())
-    factor = SIDE / max(picture.size)
-    mode = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BILINEAR
-    return picture.resize([max(1, round(side * factor)) for side in picture.size], mode)
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text.rstrip()}…"
-
-
-def _tensor(canvas: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)
+def _fitted(image: torch.Tensor) -> torch.Tensor:
+    """The image in the middle of a square of SIDE; a small one is enlarged pixel by pixel."""
+    image = image.cpu()
+    factor = SIDE / max(image.shape[1:])
+    mode = InterpolationMode.NEAREST_EXACT if factor >= 1 else InterpolationMode.BILINEAR
+    height, width = (max(1, round(length * factor)) for length in image.shape[1:])
+    image = F.resize(image, [height, width], mode, antialias=True)
+    left, above = (SIDE - width) // 2, (SIDE - height) // 2
+    padding = [left, above, SIDE - width - left, SIDE - height - above]
+    return F.pad(image, padding, fill=list(PAPER))

@@ -14,6 +14,9 @@ def cross_entropy_sum(logits: Tensor, batch: dict[str, Tensor], label_smoothing:
             "label" (arXiv:1710.09412, equation 1).
         label_smoothing: share of the target that is spread over all classes (arXiv:1512.00567,
             section 7).
+
+    Returns:
+        A scalar.
     """
     options = {"label_smoothing": label_smoothing, "reduction": "none"}
     losses = F.cross_entropy(logits, batch["label"], **options)

@@ -1,6 +1,7 @@
 """The metrics of classifiers, of images and of videos."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,8 +10,24 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 TOP = 5
 
 
+class Mistake(NamedTuple):
+    """A misclassified image; the surest mistakes sort last.
+
+    Attributes:
+        probability: of the prediction, from 0 to 1.
+        prediction: the predicted label.
+        truth: the label.
+        index: of the sample in the data set.
+    """
+
+    probability: float
+    prediction: int
+    truth: int
+    index: int
+
+
 class ClassCounts:
-    """What the metrics of a classifier are made of, counted on the device.
+    """Counts over predictions, on the device, from which ``class_metrics`` computes the metrics.
 
     Args:
         num_classes: K.
@@ -19,7 +36,7 @@ class ClassCounts:
     Attributes:
         sums: "confusion" (K, K), truth (rows) against prediction; "top5", how often the truth is
             among the five most probable classes; "loss", the negative logarithm of the true
-            class's probability, summed. All float64; they add up over batches and processes.
+            class's probability, summed. All are float64 and add up over batches and processes.
     """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
@@ -39,7 +56,7 @@ class ClassCounts:
             labels: int64 (N,).
         """
         self.add_hits(probabilities, labels)
-        # The logarithm of 0 is infinite, which one sample shouldn't make of a mean.
+        # The logarithm of 0 is infinite, and one such sample would make the mean infinite.
         of_label = probabilities.gather(1, labels[:, None]).double().clamp(min=1e-38)
         self.sums["loss"] -= of_label.log().sum()
 

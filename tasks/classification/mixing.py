@@ -1,8 +1,8 @@
 """mixup and CutMix, sample by sample.
 
-The usual code mixes pictures of a batch with each other, so what a process learns depends on how
-many share the batch. Here a sample draws its partner from the whole split with its own random
-state, and the same training results on any number of processes.
+The usual code mixes the images of a process's batch with each other, so that training depends on
+the number of processes. Here a sample draws its partner from the whole split with its own random
+state, so that training is the same on any number of processes.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,9 @@ class Mix(NamedTuple):
     """How two images become one.
 
     Attributes:
-        method: mixup or cutmix, which takes two images uint8 (3, H, W) and the share, and returns
-            the mixed image and the share of the first in it.
-        share: of the first image, from 0 to 1.
+        method: ``mixup`` or ``cutmix``, which maps two images, uint8 (3, H, W), and the share to
+            the mixed image and the share of the first one in it.
+        share: share of the first image, from 0 to 1.
     """
 
     method: Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, float]]
@@ -27,9 +27,7 @@ class Mix(NamedTuple):
 
 @dataclass(frozen=True)
 class Mixing:
-    """Which methods mix samples, at random from torch's generator; at least one is on.
-
-    With both methods on, each is taken for half of the samples.
+    """The methods that mix samples; at least one is on, and with both, each mixes half of them.
 
     Args:
         mixup: alpha of the Beta distribution of the shares in mixup (0: off); 0.2 is usual
@@ -40,8 +38,8 @@ class Mixing:
     mixup: float = 0.0
     cutmix: float = 0.0
 
-    def draw(self) -> "Mix":
-        """Draw how one sample is mixed."""
+    def draw(self) -> Mix:
+        """Draw from torch's generator how one sample is mixed."""
         methods = [(a, mix) for a, mix in ((self.mixup, mixup), (self.cutmix, cutmix)) if a > 0]
         torch.rand(())
         alpha, method = methods[int(torch.randint(len(methods), ()))]
@@ -54,9 +52,10 @@ def mixup(image: torch.Tensor, other: torch.Tensor, share: float) -> tuple[torch
 
 
 def cutmix(image: torch.Tensor, other: torch.Tensor, share: float) -> tuple[torch.Tensor, float]:
-    """``image`` with a window of ``other`` about a random point, and the share left of ``image``.
+    """``image`` with a window of ``other`` around a random point, and the share left of ``image``.
 
-    The window has the picture's proportions and ``1 - share`` of its area, less what lies outside.
+    The window has the proportions of the image and ``1 - share`` of its area, before it is clipped
+    at the borders.
     """
     height, width = image.shape[-2:]
     side = (1 - share) ** 0.5
@@ -68,7 +67,7 @@ def cutmix(image: torch.Tensor, other: torch.Tensor, share: float) -> tuple[torc
 
 
 def _window(length: int, side: float) -> slice:
-    """A piece of ``side`` times the length about a random pixel, cut off at the ends."""
+    """A piece of ``side`` times the length around a random pixel, clipped at the ends."""
     wanted = round(length * side)
     first = int(torch.randint(length, ())) - wanted // 2
     return slice(max(0, first), min(length, first + wanted))

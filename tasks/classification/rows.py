@@ -48,11 +48,18 @@ def rows(
     classes: Sequence[str],
     files: Sequence[bytes] | None = None,
 ) -> datasets.Dataset:
-    """Rows of the schema: pictures at ``paths``, or in ``files`` with ``paths`` as their names."""
+    """Rows of the schema.
+
+    Args:
+        paths: the image files; with ``files``, only the names of the images.
+        labels: of each image.
+        classes: name of each label.
+        files: the contents of the image files, where they are in memory.
+    """
     label = datasets.ClassLabel(names=list(classes))
     files = files or [None] * len(paths)
-    # As Arrow arrays right away: for a million rows a dictionary each takes a minute. In pieces,
-    # since one array holds no more than 2 GB.
+    # Arrow arrays from the start, since a dictionary per row takes a minute for a million rows. In
+    # pieces, since an array holds at most 2 GB.
     largest = max((len(file) for file in files if file is not None), default=0)
     size = max(1, MOST_BYTES // max(1, largest))
     pieces = [
@@ -67,5 +74,5 @@ def rows(
     ]
     table = pa.table({"image": pa.chunked_array(pieces), "label": pa.array(labels, pa.int64())})
     info = datasets.DatasetInfo(features=datasets.Features({"image": IMAGE, "label": label}))
-    # Given, since computing one reads all data, which nothing here needs.
+    # A fingerprint of its own, since computing one would read all the data.
     return datasets.Dataset(table, info=info, fingerprint=uuid.uuid4().hex)

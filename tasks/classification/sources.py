@@ -1,6 +1,7 @@
-"""Where labelled pictures come from: each function finds those of one layout; nothing is decoded.
+"""Sources of labelled images: each function finds the images and classes of one layout.
 
-Data sets stored as arrays are in tasks/classification/arrays.py.
+The layouts are described in docs/data.md. Nothing is decoded here. Data sets that are stored as
+arrays are in tasks/classification/arrays.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,21 +12,11 @@ import numpy as np
 from torchvision.datasets.folder import make_dataset
 
 from data import synthetic
-from data.hub_columns import Media, classes_of, labelled, require_columns
+from data.class_lists import require_classes
+from data.folders import IMAGE_SUFFIXES, TRAIN, VAL, data_root, stand_in_note
+from data.hub import Media, classes_of, hub_name, labelled, open_hub, require_columns
 from data.png import stored_png
-from data.sources import (
-    PICTURES,
-    TRAIN,
-    VAL,
-    data_root,
-    evenly_spaced,
-    hub_name,
-    open_hub,
-    require_classes,
-    source_called,
-    spread,
-    stand_in_note,
-)
+from data.sources import evenly_spaced, source_called, spread
 from errors import UserError
 from tasks.classification.arrays import load_cifar, load_fake, load_fashion_mnist
 from tasks.classification.rows import IMAGE, ClassificationData, SourceOptions, rows
@@ -48,7 +39,7 @@ def load_data(options: SourceOptions) -> ClassificationData:
 
 
 def load_synthetic(options: SourceOptions) -> ClassificationData:
-    """A large shape on a textured ground, made here; of a limited split only what is kept."""
+    """Large shapes on textured grounds; of a limited split, only those kept are drawn."""
     size, classes = tuple(options.image_size), list(synthetic.SHAPES)
     limits = {"train": options.limit_train, "val": options.limit_val}
     splits = []
@@ -63,7 +54,7 @@ def load_synthetic(options: SourceOptions) -> ClassificationData:
 def _shapes(
     numbers: np.ndarray, seed: Sequence[int], size: tuple[int, int]
 ) -> Iterator[tuple[bytes, int]]:
-    """Pictures as files and labels, each a function of its number, the seed and the size."""
+    """Image files and labels, each a function of its number, the seed and the size."""
     for number in numbers:
         rng = np.random.default_rng([*seed, int(number)])
         label = int(rng.integers(len(synthetic.SHAPES)))
@@ -79,8 +70,8 @@ def _shapes(
 
 
 def load_folder(options: SourceOptions) -> ClassificationData:
-    """A folder per class, in a folder per split or in none."""
-    expected = "train and val, each with a folder of pictures per class"
+    """<split>/<class>/<image file>, or <class>/<image file> without splits."""
+    expected = "train and val, each with a folder of images per class"
     root = data_root(options, expected)
     train_root = next((root / name for name in TRAIN if (root / name).is_dir()), None)
     val_root = next((root / name for name in VAL if (root / name).is_dir()), None)
@@ -88,25 +79,25 @@ def load_folder(options: SourceOptions) -> ClassificationData:
         raise UserError(f"{root} has {val_root.name} but no train: it must hold {expected}.")
     train_root = train_root or root
     classes = _class_folders(train_root, expected)
-    train = _pictures(train_root, classes)
+    train = _images(train_root, classes)
     if val_root is None:
         held_out = set(_every_tenth(train))
         if not held_out:
             raise UserError(
-                f"{root} has no val, and no class has two pictures of which one could be held out: "
-                "add pictures."
+                f"{root} has no val, and no class has two images, one of which could be held out: "
+                "add images."
             )
         val = [train[i] for i in sorted(held_out)]
         train = [sample for i, sample in enumerate(train) if i not in held_out]
-        notes = (f"{root} has no val: every tenth picture of each class is held out.",)
+        notes = (f"{root} has no val: every tenth image of each class is held out.",)
     else:
         unknown = [name for name in _class_folders(val_root, expected) if name not in classes]
         if unknown:
             raise UserError(
-                f"{val_root} has the class {unknown[0]}, which {train_root} has not: remove it or "
-                "add pictures for training."
+                f"{val_root} has the class {unknown[0]}, which {train_root} lacks: remove it, or "
+                "add images of it for training."
             )
-        val = _pictures(val_root, classes, may_lack=True)
+        val = _images(val_root, classes, may_lack=True)
         notes = stand_in_note(root, val_root.name)
     splits = (rows(*zip(*samples, strict=True), classes) for samples in (train, val))
     return ClassificationData(*splits, classes, notes)
@@ -116,28 +107,28 @@ def _class_folders(root: Path, expected: str) -> list[str]:
     names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(names) < 2:
         raise UserError(
-            f"{root} holds {len(names)} folders of classes and classifying takes 2: the data "
+            f"{root} holds {len(names)} folders of classes, but classifying takes 2: the data "
             f"folder must hold {expected}."
         )
     return names
 
 
-def _pictures(root: Path, classes: Sequence[str], may_lack: bool = False) -> list[tuple[str, int]]:
-    """(path, label) of every picture, by class and name."""
+def _images(root: Path, classes: Sequence[str], may_lack: bool = False) -> list[tuple[str, int]]:
+    """(path, label) of every image, sorted by class and name."""
     numbers = {name: number for number, name in enumerate(classes)}
-    found = make_dataset(str(root), numbers, extensions=tuple(PICTURES), allow_empty=True)
+    found = make_dataset(str(root), numbers, extensions=tuple(IMAGE_SUFFIXES), allow_empty=True)
     samples = [(path, label) for path, label in found if not Path(path).name.startswith(".")]
     missing = set(range(len(classes))) - {label for _, label in samples}
     if missing and not (may_lack and samples):
         raise UserError(
-            f"There are no pictures in {root / classes[min(missing)]}: put the class's pictures "
+            f"There are no images in {root / classes[min(missing)]}: put images of the class "
             "there, or remove the folder."
         )
     return samples
 
 
 def _every_tenth(samples: Sequence[tuple[str, int]]) -> Iterator[int]:
-    """Numbers of every tenth sample of each label, from the second on: one stays for training."""
+    """Numbers of every tenth sample of each label, from the second on, so that one can train."""
     seen: dict[int, int] = {}
     for number, (_, label) in enumerate(samples):
         seen[label] = seen.get(label, -1) + 1
@@ -155,7 +146,7 @@ def load_hub(options: SourceOptions) -> ClassificationData:
         require_columns(split, name, wanted)
     classes = classes_of(splits[0], name, label_column)
     require_classes(classes, name)
-    media = Media("image", IMAGE, "pictures")
+    media = Media("image", IMAGE, "images", "--image_column")
     return ClassificationData(
         *(labelled(split, name, media, image_column, label_column, classes) for split in splits),
         classes,

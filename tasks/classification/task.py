@@ -9,24 +9,16 @@ from torch import Tensor, nn
 from engine.plan import Plan
 from engine.task import Batch, Evaluation, Losses, Tally, Task, compute_dtype
 from figures.confusion import confusion_figure
-from models.classification import build_classification_model, pixel_scaling
+from models.classification import build_classification_model
+from models.pretrained import pixel_scaling
 from tasks.classification.dataset import EvalDataset, Reader, TrainDataset, collate
 from tasks.classification.figures import misclassified_figure
 from tasks.classification.loss import cross_entropy_sum
-from tasks.classification.metrics import ClassCounts, class_metrics
+from tasks.classification.metrics import ClassCounts, Mistake, class_metrics
 from tasks.classification.mixing import Mixing
 from tasks.classification.options import ClassificationOptions
 from tasks.classification.sources import ClassificationData
 from tasks.classification.transforms import eval_transform, train_transform
-
-
-class Mistake(NamedTuple):
-    """A misclassified validation image; the surest mistakes sort last."""
-
-    probability: float
-    prediction: int
-    truth: int
-    index: int
 
 
 class Details(NamedTuple):
@@ -34,7 +26,7 @@ class Details(NamedTuple):
 
     Attributes:
         confusion: (K, K) images, truth (rows) against prediction.
-        mistakes: the surest ones, surest first.
+        mistakes: the surest ones, the surest first.
     """
 
     confusion: Tensor
@@ -120,7 +112,7 @@ class Classification(Task):
         return Tally(counts.sums, self._surest(answers))
 
     def _surest(self, answers: list[Tensor]) -> list[Mistake]:
-        """The surest mistakes among answers (4, B) of probability, prediction, truth and index."""
+        """The surest mistakes among answers (4, B): probability, prediction, truth and index."""
         if not answers:
             return []
         rows = torch.cat(answers, 1).T.cpu()
@@ -135,15 +127,11 @@ class Classification(Task):
         return Evaluation(metrics, Details(sums["confusion"], mistakes))
 
     def figures(self, model: nn.Module, details: Details) -> dict[str, Tensor]:
-        """The confusion matrix, and the images about which the model was most surely wrong."""
+        """The confusion matrix, and the images on which the model was wrong and most sure."""
         figures = {"confusion": confusion_figure(details.confusion, self.data.classes)}
         if self.options.pictures:
             images = [self.val_data[mistake.index]["image"] for mistake in details.mistakes]
             figures["misclassified"] = misclassified_figure(
-                images,
-                [mistake.truth for mistake in details.mistakes],
-                [mistake.prediction for mistake in details.mistakes],
-                [mistake.probability for mistake in details.mistakes],
-                self.data.classes,
+                images, details.mistakes, self.data.classes
             )
         return figures

@@ -1,6 +1,6 @@
-"""Augmentation of pictures to classify, on uint8, at random from torch's generator alone.
+"""Augmentation of images to classify, on uint8, at random from torch's generator alone.
 
-Conversion to float and normalisation belong to the device: a worker sends a quarter of the bytes.
+Conversion to float and pixel scaling happen on the device: a worker sends a quarter of the bytes.
 """
 
 import math
@@ -33,15 +33,15 @@ def train_transform(
 
     Args:
         image_size: (height, width) of the result.
-        scale: smallest and largest share of the picture's area in a crop.
+        scale: smallest and largest share of the image's area in a crop.
         ratio: smallest and largest width / height of a crop.
         hflip: probability of a horizontal flip.
-        auto_augment: a policy of random operations on top.
+        auto_augment: a policy of further random operations.
         color_jitter: largest change of brightness, contrast, saturation (relative) and hue (in
             turns, up to 0.5).
         erasing: probability that a window is erased (https://arxiv.org/abs/1708.04896).
-        random_crop: instead of resized crops, pad the whole picture by so many pixels and shift
-            the window: for pictures as small as CIFAR's.
+        random_crop: instead of cutting resized crops, pad the whole image by so many pixels and
+            shift the window: for images as small as CIFAR's.
 
     Returns:
         A transform of a tv_tensors.Image.
@@ -66,21 +66,27 @@ def train_transform(
 
 
 def eval_transform(image_size: tuple[int, int], crop_ratio: float = 0.875) -> v2.Compose:
-    """Resize the picture, keeping its proportions, and cut out the middle.
+    """Resize the image, keeping its proportions, and cut out the middle.
 
     Args:
         image_size: (height, width) of the result.
-        crop_ratio: side of the result over that of the resized picture; 0.875 (224 of 256) where
-            training takes resized crops, 1 where it sees whole pictures.
+        crop_ratio: side of the result over that of the resized image; 0.875 (224 of 256) where
+            training takes resized crops, 1 where it sees whole images.
+
+    Returns:
+        A transform of a tv_tensors.Image.
     """
     covered = tuple(math.floor(side / crop_ratio) for side in image_size)
     return v2.Compose([ResizeToCover(covered), v2.CenterCrop(image_size)])
 
 
 class ResizeToCover(v2.Transform):
-    """Resize a picture to the smallest size that covers ``size``, its proportions kept.
+    """Resize an image to the smallest size that covers ``size``, keeping its proportions.
 
-    For a square the same as torchvision's Resize to a number.
+    For a square this is torchvision's Resize to a number.
+
+    Args:
+        size: (height, width).
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -88,7 +94,7 @@ class ResizeToCover(v2.Transform):
         self.size = size
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> torch.Tensor:
-        """Resize one picture (3, H, W)."""
+        """Resize one image (3, H, W)."""
         height, width = F.get_size(inpt)
         wanted_height, wanted_width = self.size
         if wanted_height * width >= wanted_width * height:

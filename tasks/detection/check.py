@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from data.check import check_splits
-from data.decode import SampleError
+from data.check import check_splits, read_all
 from engine.loaders import count_workers
 from tasks.detection.dataset import Reader
 from tasks.detection.options import DetectionOptions
@@ -62,49 +60,35 @@ def check_data(options: DetectionOptions, data: DetectionData) -> int:
 
 
 def survey(num_classes: int, reader: Reader, num_workers: int = 0) -> DetectionSurvey:
-    """Decode every image and draw every mask as stored, and count the classes' boxes."""
-    counts_of = _BoxCounts(reader, num_classes)
-    loader = DataLoader(counts_of, batch_size=16, num_workers=num_workers, collate_fn=list)
+    """Decode every image and draw every mask as stored, and count the boxes of each class."""
     problems: list[str] = []
-    dropped: list[str] = []
     boxes = torch.zeros(num_classes, len(SIZES), dtype=torch.int64)
     images = torch.zeros(num_classes, dtype=torch.int64)
     crowds = empty = 0
-    for batch in loader:
-        for counts, num_crowds, left_out, problem in batch:
-            if left_out:
-                dropped.append(left_out)
-            if problem:
-                problems.append(problem)
-                continue
-            boxes += counts
-            images += counts.sum(1) > 0
-            crowds += num_crowds
-            empty += int(counts.sum()) + num_crowds == 0
+    read = partial(_count, reader, num_classes)
+    for counted, problem in read_all(read, len(reader), num_workers):
+        if problem:
+            problems.append(problem)
+            continue
+        counts, num_crowds = counted
+        boxes += counts
+        images += counts.sum(1) > 0
+        crowds += num_crowds
+        empty += int(counts.sum()) + num_crowds == 0
+    dropped = [
+        f"{reader.name(index)}: {'; '.join(reasons)}; left out."
+        for index, reasons in enumerate(reader.rows["dropped"])
+        if reasons
+    ]
     return DetectionSurvey(problems, dropped, boxes, images, crowds, empty, len(reader))
 
 
-class _BoxCounts(Dataset):
-    """For each sample its boxes by class and size, its crowds, and sentences on what is wrong."""
-
-    def __init__(self, reader: Reader, num_classes: int) -> None:
-        self.reader = reader
-        self.shape = (num_classes, len(SIZES))
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, str, str]:
-        left_out = "; ".join(self.reader.rows[index]["dropped"])
-        if left_out:
-            left_out = f"{self.reader.name(index)}: {left_out}; left out."
-        counts = torch.zeros(self.shape, dtype=torch.int64)
-        try:
-            _, truth = self.reader.read(index)
-        except SampleError as error:
-            return counts, 0, left_out, str(error)
-        crowd = truth["iscrowd"] != 0
-        labels, areas = truth["labels"][~crowd], truth["area"][~crowd]
-        sizes = torch.bucketize(areas, torch.tensor(BORDERS, dtype=torch.float64), right=True)
-        counts.index_put_((labels, sizes), torch.ones_like(labels), accumulate=True)
-        return counts, int(crowd.sum()), left_out, ""
+def _count(reader: Reader, num_classes: int, index: int) -> tuple[torch.Tensor, int]:
+    """A sample's objects by class and size, int64 (num_classes, 3), and its number of crowds."""
+    _, truth = reader.read(index)
+    crowd = truth["iscrowd"] != 0
+    labels, areas = truth["labels"][~crowd], truth["area"][~crowd]
+    sizes = torch.bucketize(areas, torch.tensor(BORDERS, dtype=torch.float64), right=True)
+    counts = torch.zeros(num_classes, len(SIZES), dtype=torch.int64)
+    counts.index_put_((labels, sizes), torch.ones_like(labels), accumulate=True)
+    return counts, int(crowd.sum())

@@ -1,13 +1,12 @@
-"""``--check_data``: reading a whole data set before training, to find what is bad in it."""
+"""``--check_data`` for segmentation: bad samples, and how common each class is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from data.check import check_splits
-from data.decode import SampleError
+from data.check import check_splits, read_all
 from data.masks import IGNORE
 from engine.loaders import count_workers
 from tasks.segmentation.dataset import Reader
@@ -17,13 +16,13 @@ from tasks.segmentation.sources import SegmentationData
 
 @dataclass(frozen=True)
 class Survey:
-    """What reading every sample of a data set has shown.
+    """What reading every sample of a split has shown.
 
-    Args:
+    Attributes:
         problems: a sentence per bad sample, naming the file.
         pixels: int64 (num_classes + 1,): pixels of each class in the good samples, ignored last.
         images: int64 (num_classes,): good samples in which each class occurs.
-        samples: all samples read.
+        samples: number of samples read, the bad ones included.
     """
 
     problems: list[str]
@@ -43,48 +42,34 @@ class Survey:
 
 
 def check_data(options: SegmentationOptions, data: SegmentationData) -> int:
-    """Read every sample of both splits and print what was found; returns the exit status."""
+    """Read every sample of both splits, print the findings and return the exit status."""
     readers = {"train": Reader(data.train, data.rule), "val": Reader(data.val, data.rule)}
     workers = count_workers(options.num_workers, len(data.train))
     return check_splits(readers, survey, data.classes, workers)
 
 
 def survey(reader: Reader, num_workers: int = 0, *, images: bool = True) -> Survey:
-    """Decode every sample to the last pixel, as it is stored, and count the classes' pixels.
+    """Decode every sample completely, as it is stored, and count the pixels of each class.
 
     Args:
         reader: of a split.
         num_workers: loader workers.
         images: whether to decode the images too, or the masks alone.
     """
-    counts = _PixelCounts(reader, images)
-    loader = DataLoader(counts, batch_size=16, num_workers=num_workers, collate_fn=list)
     num_classes = reader.rule.num_classes
     problems: list[str] = []
     pixels = torch.zeros(num_classes + 1, dtype=torch.int64)
     occurs = torch.zeros(num_classes, dtype=torch.int64)
-    for batch in loader:
-        for found in batch:
-            if isinstance(found, str):
-                problems.append(found)
-            else:
-                pixels += torch.cat([found[:num_classes], found[IGNORE:]])
-                occurs += found[:num_classes] > 0
+    for counts, problem in read_all(partial(_count, reader, images), len(reader), num_workers):
+        if problem:
+            problems.append(problem)
+        else:
+            pixels += torch.cat([counts[:num_classes], counts[IGNORE:]])
+            occurs += counts[:num_classes] > 0
     return Survey(problems, pixels, occurs, len(reader))
 
 
-class _PixelCounts(Dataset):
-    """For each sample its 256 pixel counts, or the sentence that says what is wrong with it."""
-
-    def __init__(self, reader: Reader, images: bool) -> None:
-        self.reader, self.images = reader, images
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def __getitem__(self, index: int) -> torch.Tensor | str:
-        try:
-            mask = self.reader.read(index)[1] if self.images else self.reader.read_mask(index)
-        except SampleError as error:
-            return str(error)
-        return torch.bincount(mask.flatten(), minlength=256)
+def _count(reader: Reader, images: bool, index: int) -> torch.Tensor:
+    """How often a sample's mask holds each value: int64 (256,)."""
+    mask = reader.read(index)[1] if images else reader.read_mask(index)
+    return torch.bincount(mask.flatten(), minlength=256)

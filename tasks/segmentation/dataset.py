@@ -32,16 +32,16 @@ class Reader:
 
         Raises:
             SampleError: one can't be decoded, they differ in size, or the mask holds a value that
-                is no class.
+                is none of the classes.
         """
         row = self.rows[index]
         image_name, mask_name = _names(row, index)
         image, mask = read_image(row["image"], image_name), self._mask(row, mask_name)
         if mask.shape != image.shape[1:]:
             raise SampleError(
-                f"Mask {mask_name} is {mask.shape[1]}x{mask.shape[0]} pixels but its image "
-                f"{image_name} is {image.shape[2]}x{image.shape[1]}: make them the same size, or "
-                "remove both."
+                f"{mask_name} has {mask.shape[1]}x{mask.shape[0]} pixels, but its image, "
+                f"{image_name}, has {image.shape[2]}x{image.shape[1]}: give both the same size, or "
+                "remove them."
             )
         return image, mask
 
@@ -49,7 +49,7 @@ class Reader:
         """The mask alone, uint8 (H, W) of class ids, 255 where ignored.
 
         Raises:
-            SampleError: it can't be decoded, or holds a value that is no class.
+            SampleError: it can't be decoded, or holds a value that is none of the classes.
         """
         row = self.rows[index]
         return self._mask(row, _names(row, index)[1])
@@ -60,22 +60,23 @@ class Reader:
             return self.rule(stored)
         except UnknownValueError as error:
             raise SampleError(
-                f"Mask {mask_name} holds {error}, which is none of the data set's "
+                f"{mask_name} holds {error}, which is none of the data set's "
                 f"{self.rule.num_classes} classes: correct the mask or the list of classes."
             ) from None
 
     def name(self, index: int) -> str:
-        """The image's file, or the sample's number where there is no file."""
+        """What a message calls the image: its file, or the sample's number if it has no file."""
         return _names(self.rows[index], index)[0]
 
 
 def _names(row: dict, index: int) -> tuple[str, str]:
-    image = cell_name(row["image"], f"image of sample {index}")
-    return image, cell_name(row["annotation"], f"of sample {index}")
+    """What a message calls a sample's image and mask."""
+    image = cell_name(row["image"], f"Image of sample {index}")
+    return image, cell_name(row["annotation"], f"Mask of sample {index}")
 
 
 class TrainDataset(Dataset):
-    """Augmented samples; a sample's random state is its own.
+    """Augmented samples, each with a random state of its own.
 
     Args:
         reader: of the training split.
@@ -90,7 +91,7 @@ class TrainDataset(Dataset):
         return len(self.reader)
 
     def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
-        """A sample of the stream.
+        """The sample of an entry of the stream.
 
         Returns:
             {"image": uint8 (3, H, W), "mask": uint8 (H, W) of class ids or 255}.
@@ -107,12 +108,12 @@ class TrainDataset(Dataset):
         }
 
     def name(self, index: int) -> str:
-        """The image's file."""
+        """What a message calls the image of an index."""
         return self.reader.name(index)
 
 
 class EvalDataset(Dataset):
-    """Samples as they are scored: the image resized, the mask at its own resolution.
+    """Samples for evaluation: the image resized, the mask at its own resolution.
 
     Args:
         reader: of the validation split.
@@ -126,7 +127,7 @@ class EvalDataset(Dataset):
         return len(self.reader)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """The sample of a number.
+        """The sample of an index.
 
         Returns:
             {"image": uint8 (3, h, w), "mask": uint8 (H, W) of class ids or 255}.
@@ -144,13 +145,16 @@ def collate_train(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Ten
     Returns:
         {"image": uint8 (B, 3, H, W), "mask": uint8 (B, H, W)}.
     """
-    return default_collate(samples)  # in a worker it stacks right into shared memory
+    return default_collate(samples)  # in a worker, it stacks directly into shared memory
 
 
 def collate_eval(samples: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
     """Group samples by size and stack each group, in the order in which the sizes appear.
 
-    Every image is then evaluated at its own size, unpadded and unscaled.
+    So every image is evaluated at its own size, unpadded and unscaled.
+
+    Returns:
+        For each group {"image": uint8 (B, 3, h, w), "mask": uint8 (B, H, W)}.
     """
     groups: dict[tuple, list[dict[str, torch.Tensor]]] = {}
     for sample in samples:

@@ -1,31 +1,23 @@
-"""Drawings of segmentation: an image beside its truth and its prediction, in class colours."""
+"""Figures of segmentation: an image beside its truth and its prediction, in class colours."""
 
 from collections.abc import Sequence
 
 import torch
 from torchvision.transforms.v2 import functional as F
+from torchvision.utils import draw_segmentation_masks
 
 from data.masks import IGNORE, Color
-from figures.sheet import GAP, IGNORED_COLOR, paper
+from figures.canvas import grid
+from figures.sheet import IGNORED_COLOR
 
-
-def colorize(mask: torch.Tensor, colors: Sequence[Color]) -> torch.Tensor:
-    """A mask (H, W) in class colours, ignored pixels black: uint8 (3, H, W)."""
-    table = torch.zeros(256, 3, dtype=torch.uint8)
-    table[: len(colors)] = torch.tensor(colors, dtype=torch.uint8)
-    table[IGNORE] = torch.tensor(IGNORED_COLOR, dtype=torch.uint8)
-    return table[mask.cpu().long()].permute(2, 0, 1)
+OPACITY = 0.75  # of the class colours over the image in grey, which shows through
+MIN_HEIGHT = 192  # pixels; smaller images are enlarged by a whole factor to at least this height
 
 
 def segmentation_panel(
-    image: torch.Tensor,
-    truth: torch.Tensor,
-    prediction: torch.Tensor,
-    colors: Sequence[Color],
-    opacity: float = 0.75,
-    min_height: int = 192,
+    image: torch.Tensor, truth: torch.Tensor, prediction: torch.Tensor, colors: Sequence[Color]
 ) -> torch.Tensor:
-    """Image | truth | prediction side by side.
+    """Image | truth | prediction side by side, for ``figures.sheet.contact_sheet``.
 
     Pixels that the truth ignores are black in the truth; the prediction is shown everywhere.
 
@@ -34,8 +26,6 @@ def segmentation_panel(
         truth: (H, W) class ids or 255; the panel has its resolution.
         prediction: (H, W) class ids.
         colors: RGB of each class.
-        opacity: of the class colours over the image in grey, which shows through.
-        min_height: smaller pictures are enlarged by a whole factor to at least this height.
 
     Returns:
         uint8 (3, H', W').
@@ -45,11 +35,11 @@ def segmentation_panel(
         image = F.resize(image, list(truth.shape), antialias=True)
     grey = F.rgb_to_grayscale(image, num_output_channels=3)
     parts = [image]
-    for mask in (truth, prediction):
-        blend = opacity * colorize(mask, colors).float() + (1 - opacity) * grey.float()
-        blend[:, mask.cpu() == IGNORE] = torch.tensor(IGNORED_COLOR).float()[:, None]
-        parts.append(blend.round().to(torch.uint8))
-    factor = -(-min_height // truth.shape[0])
+    for mask in (truth.cpu(), prediction.cpu()):
+        ids = mask.unique()
+        inks = [IGNORED_COLOR if i == IGNORE else tuple(colors[i]) for i in ids.tolist()]
+        colored = draw_segmentation_masks(grey, mask == ids[:, None, None], OPACITY, inks)
+        parts.append(colored.masked_fill(mask == IGNORE, 0))
+    factor = -(-MIN_HEIGHT // truth.shape[0])
     parts = [part.repeat_interleave(factor, 1).repeat_interleave(factor, 2) for part in parts]
-    gap = paper(parts[0].shape[1], GAP)
-    return torch.cat([parts[0], gap, parts[1], gap, parts[2]], dim=2)
+    return grid(parts, columns=3)

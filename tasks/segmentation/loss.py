@@ -4,22 +4,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORE = 255
+from data.masks import IGNORE
 
 
 def cross_entropy_sum(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-    """Cross entropy added over the valid pixels, each times its class's weight.
+    """Cross entropy added over the valid pixels, each times the weight of its class.
 
     Args:
         logits: (B, K, H, W).
         target: class ids (B, H, W), int64, 255 where ignored.
-        weight: (K,) or None.
+        weight: (K,), or None for equal weights.
+
+    Returns:
+        A scalar.
     """
     return F.cross_entropy(logits, target, weight, ignore_index=IGNORE, reduction="sum")
 
 
 def weight_sum(target: Tensor, weight: Tensor | None) -> Tensor:
-    """The denominator of ``cross_entropy_sum``: valid pixels, times their classes' weights."""
+    """The denominator of ``cross_entropy_sum``: the valid pixels' weights, added up.
+
+    Args:
+        target: class ids (B, H, W), int64, 255 where ignored.
+        weight: (K,), or None to count pixels.
+
+    Returns:
+        A scalar.
+    """
     valid = target != IGNORE
     if weight is None:
         return valid.sum()
@@ -27,19 +38,22 @@ def weight_sum(target: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def dice_sum(logits: Tensor, target: Tensor) -> Tensor:
-    """Soft Dice loss of each picture, added over the pictures (Milletari et al., V-Net, 2016).
+    """Soft Dice loss of each image, added over the images (Milletari et al., V-Net, 2016).
 
-    A picture's loss is the mean over the classes that occur in it of 1 - 2 |P T| / (|P| + |T|).
-    Each picture counts by itself, so the sum over a global batch doesn't depend on how the batch
-    is split over processes.
+    An image's loss is the mean over the classes that occur in it of 1 - 2 |P T| / (|P| + |T|).
+    Each image counts by itself, so the sum over a global batch doesn't depend on how the batch is
+    split over processes.
 
     Args:
         logits: (B, K, H, W).
         target: class ids (B, H, W), int64, 255 where ignored.
+
+    Returns:
+        A scalar.
     """
     valid = target != IGNORE
     probability = (logits.softmax(1) * valid.unsqueeze(1)).flatten(2)
-    # Gathered and scattered: a one-hot truth would take K times the memory of the target.
+    # Gather and scatter, because a one-hot truth would take K times the memory of the target.
     truth = target.masked_fill(~valid, 0).flatten(1)
     of_truth = probability.gather(1, truth.unsqueeze(1)).squeeze(1)
     none = of_truth.new_zeros(logits.shape[:2])
@@ -55,7 +69,7 @@ def median_frequency_weights(pixels: Tensor, images: Tensor) -> Tensor:
 
     Args:
         pixels: (K,) pixels of each class in the data set.
-        images: (K,) pictures in which the class occurs; f_c is their mean number of pixels of c.
+        images: (K,) images in which the class occurs; f_c is their mean number of pixels of c.
 
     Returns:
         (K,) weights; 0 for a class that doesn't occur.

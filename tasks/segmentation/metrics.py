@@ -13,8 +13,8 @@ def segmentation_metrics(confusion: Tensor, classes: Sequence[str]) -> dict[str,
         classes: the K names.
 
     Returns:
-        miou, the mean over the classes that occur in truth or prediction, pixel_accuracy, and the
-        IoU of each of these classes as "iou/<name>".
+        "miou", the mean over the classes that occur in truth or prediction; "pixel_accuracy"; and
+        the IoU of each of these classes as "iou/<name>".
     """
     hits = confusion.diagonal()
     union = confusion.sum(0) + confusion.sum(1) - hits

@@ -82,16 +82,21 @@ class SegmentationOptions(TrainingOptions):
     )
 
     def check(self) -> None:
-        """Refuse values out of range."""
+        """Refuse values out of range.
+
+        Raises:
+            UserError: names the option, its value and the range.
+        """
         super().check()
         check_color_jitter(self.color_jitter)
         if isinstance(self.class_weights, str):
             if self.class_weights not in WEIGHTINGS:
                 raise UserError(
-                    f"--class_weights is {self.class_weights!r}; it takes "
-                    f"{' or '.join(WEIGHTINGS)} or a list of a weight per class."
+                    f"--class_weights is {self.class_weights!r}; give {', '.join(WEIGHTINGS)} or a "
+                    "list with a weight per class."
                 )
         elif not (min(self.class_weights) >= 0 and max(self.class_weights) > 0):
             raise UserError(
-                f"--class_weights {self.class_weights} must be positive, or 0 for some."
+                f"--class_weights is {self.class_weights}; no weight may be negative, and not all "
+                "may be 0."
             )

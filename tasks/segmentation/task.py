@@ -1,4 +1,4 @@
-"""Semantic segmentation as the engine sees it."""
+"""Semantic segmentation as a task of the engine."""
 
 from collections.abc import Iterator
 
@@ -35,21 +35,21 @@ from tasks.segmentation.options import SegmentationOptions
 from tasks.segmentation.sources import SegmentationData
 from tasks.segmentation.transforms import eval_transform, train_transform
 
-# Where no pixel counts, the loss is 0 / TINY.
+# The denominator of the loss if every pixel is ignored: the loss is then 0.
 TINY = 1e-12
 
 
 class Segmentation(Task):
-    """A class for every pixel of an image.
+    """Semantic segmentation: a class for every pixel of an image.
 
     Args:
         options: the script's options.
         data: the data set.
         plan: the run's arithmetic.
-        device: on which batches are computed.
+        device: the device of model and batches.
 
     Raises:
-        UserError: the class weights don't fit the classes, or the model the batch.
+        UserError: the number of class weights is not that of the classes.
     """
 
     name = "segmentation"
@@ -86,7 +86,7 @@ class Segmentation(Task):
         if wanted == "none":
             return None
         if wanted == "median_frequency":
-            # Reads every mask once, and all processes the same ones: the weights agree.
+            # Every process reads every mask once, so their weights agree.
             workers = count_workers(self.options.num_workers, len(reader))
             seen = survey(reader, workers, images=False)
             wanted = median_frequency_weights(seen.pixels[:-1], seen.images)
@@ -98,7 +98,10 @@ class Segmentation(Task):
         return torch.as_tensor(wanted, dtype=self.dtype, device=self.device)
 
     def build_model(self) -> nn.Module:
-        """The network; every one maps images to {"out": logits (B, K, H, W)}."""
+        """The network, which maps images (B, 3, H, W) to {"out": logits (B, K, H, W)}.
+
+        With an auxiliary head, it also returns {"aux": logits (B, K, H, W)} in training.
+        """
         return build_segmentation_model(
             self.options.model,
             len(self.data.classes),
@@ -108,7 +111,7 @@ class Segmentation(Task):
         )
 
     def to_device(self, batch: dict[str, Tensor]) -> Batch:
-        """Image to float (B, 3, H, W) with scaled pixels, mask to int64 (B, H, W)."""
+        """Images to float (B, 3, H, W) with scaled pixels, masks to int64 (B, H, W)."""
         image = batch["image"].to(self.device, non_blocking=True)
         mask = batch["mask"].to(self.device, non_blocking=True)
         image = (image.to(self.dtype) - self.mean) / self.std
@@ -117,11 +120,11 @@ class Segmentation(Task):
         return {"image": image, "mask": mask.long()}
 
     def denominators(self, batch: Batch) -> dict[str, Tensor]:
-        """Pixels that are not ignored, each times the weight of its class."""
+        """The number of pixels that are not ignored, each times the weight of its class."""
         return {"pixels": weight_sum(batch["mask"], self.class_weights).double()}
 
     def losses(self, model: nn.Module, batch: Batch, denominators: dict[str, Tensor]) -> Losses:
-        """Cross entropy per pixel, soft Dice per image, the auxiliary head's cross entropy."""
+        """Cross entropy per pixel, Dice per image, and the auxiliary head's cross entropy."""
         outputs, mask = model(batch["image"]), batch["mask"]
         pixels = denominators["pixels"].clamp(min=TINY)
         sums = self._loss_sums(outputs["out"], mask)
@@ -149,7 +152,7 @@ class Segmentation(Task):
         return logits
 
     def evaluate(self, model: nn.Module, batches: Iterator[list[dict[str, Tensor]]]) -> Tally:
-        """The confusion matrix (K, K), truth against prediction; the loss and its denominators."""
+        """The confusion matrix (K, K), truth against prediction, the losses and denominators."""
         classes = len(self.data.classes)
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         sums = {"confusion": zero.expand(classes, classes).clone()}
@@ -166,7 +169,7 @@ class Segmentation(Task):
         return Tally(sums)
 
     def score(self, sums: dict[str, Tensor], records: list) -> Evaluation:
-        """Mean IoU and IoU per class over the classes that occur, pixel accuracy, loss."""
+        """Mean IoU, the IoU of every class that occurs, pixel accuracy and loss."""
         metrics = segmentation_metrics(sums["confusion"], self.data.classes)
         cross_entropy = sums["ce"] / sums["pixels"].clamp(min=TINY)
         dice = sums["dice"] / sums["images"].clamp(min=1)

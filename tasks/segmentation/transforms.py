@@ -1,6 +1,7 @@
-"""Augmentation of image and mask together, on uint8, at random from torch's generator alone.
+"""Augmentation of image and mask together, on uint8, random from torch's generator alone.
 
-Conversion to float and normalisation belong to the device: a worker sends a quarter of the bytes.
+Conversion to float and pixel scaling are left to the device, so that a worker sends a quarter of
+the bytes.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +18,12 @@ from data.masks import IGNORE
 
 
 class RandomScaledCrop(v2.Transform):
-    """Scale the picture by a random factor and cut a window of fixed size from it.
+    """Scale image and mask by a random factor and cut a window of fixed size from them.
 
-    A window larger than the scaled picture is padded at a random place: the image with the mean
-    colour, the mask with IGNORE. Only the window's part of the picture is resampled, so the cost
-    doesn't grow with the picture. Image and mask share the pixel grid of half-pixel centres, so
-    they stay aligned at every factor.
+    A window larger than the scaled image holds it at a random place and is filled up: the image
+    with the mean colour, the mask with IGNORE. Only the window's part is resampled, so the cost
+    doesn't grow with the image. Image and mask share the pixel grid of half-pixel centres, so they
+    stay aligned at every factor.
 
     Args:
         size: (height, width) of the result.
@@ -51,7 +52,13 @@ class RandomScaledCrop(v2.Transform):
 
     @staticmethod
     def _span(length: int, wanted: int, factor: float) -> tuple[tuple[int, int], int, int]:
-        """Along one axis: (source pixels, resulting pixels), first source pixel, padding before."""
+        """Along one axis: (source pixels, resulting pixels), first source pixel, padding before.
+
+        Args:
+            length: of the image.
+            wanted: length of the window.
+            factor: of the scaling.
+        """
         result = min(wanted, max(1, round(length * factor)))
         source = min(length, max(1, round(result / factor)))
         first = int(torch.randint(length - source + 1, ()))
@@ -59,12 +66,12 @@ class RandomScaledCrop(v2.Transform):
         return (source, result), first, before
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Cut, resample and pad one input; what is neither image nor mask passes through."""
+        """Cut, resample and pad an image or a mask; anything else passes through."""
         if not isinstance(inpt, tv_tensors.Image | tv_tensors.Mask):
             return inpt
         is_mask = isinstance(inpt, tv_tensors.Mask)
         mode = InterpolationMode.NEAREST_EXACT if is_mask else InterpolationMode.BILINEAR
-        # As plain tensors: for a Mask, torchvision would use NEAREST, which is off by half a pixel.
+        # A plain tensor, because for a Mask torchvision would use NEAREST, off by half a pixel.
         tensor = F.crop_image(inpt.as_subclass(torch.Tensor), *params["box"])
         tensor = tensor.unsqueeze(0) if is_mask else tensor
         tensor = F.resize_image(tensor, params["size"], interpolation=mode, antialias=True)
@@ -81,7 +88,7 @@ def train_transform(
     hflip: float = 0.5,
     color_jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.0),
 ) -> v2.Compose:
-    """Scale jitter, padded random crop, flip and photometric jitter.
+    """Random scaling, padded random crop, horizontal flip and colour jitter.
 
     Args:
         crop_size: (height, width) of the result.
@@ -102,11 +109,11 @@ def train_transform(
 
 
 def eval_transform(image_size: Sequence[int] | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A transform of images (3, H, W) to (height, width), or one that does nothing for None."""
+    """A transform of images (3, H, W).
+
+    Args:
+        image_size: (height, width) of the result, or None to leave the image as it is.
+    """
     if image_size is None:
-        return _unchanged
+        return torch.nn.Identity()
     return partial(F.resize, size=list(image_size), antialias=True)
-
-
-def _unchanged(image: torch.Tensor) -> torch.Tensor:
-    return image

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 
-from data.check import check_splits
-from data.decode import SampleError
+from data.check import check_splits, read_all
 from engine.loaders import count_workers
 from tasks.video.clips import ClipOptions, is_short
 from tasks.video.dataset import Reader
@@ -68,13 +66,13 @@ def check_data(options: VideoOptions, data: VideoData) -> int:
 
 def survey(clip: ClipOptions, reader: Reader, num_workers: int = 0) -> VideoSurvey:
     """Decode every frame of every sample, and measure the samples."""
-    lengths = _Lengths(reader, clip)
-    loader = DataLoader(lengths, batch_size=4, num_workers=num_workers, collate_fn=list)
     problems: list[str] = []
     good: list[tuple[int, float, int, bool]] = []
-    for batch in loader:
-        for found in batch:
-            (problems if isinstance(found, str) else good).append(found)
+    for measured, problem in read_all(partial(_measure, reader, clip), len(reader), num_workers):
+        if problem:
+            problems.append(problem)
+        else:
+            good.append(measured)
     frames, seconds, labels, short = zip(*good, strict=True) if good else ((), (), (), ())
     return VideoSurvey(
         problems,
@@ -86,25 +84,12 @@ def survey(clip: ClipOptions, reader: Reader, num_workers: int = 0) -> VideoSurv
     )
 
 
-class _Lengths(Dataset):
-    """For each sample (frames, seconds, label, too short), or the sentence that says what's bad."""
-
-    def __init__(self, reader: Reader, clip: ClipOptions) -> None:
-        self.reader, self.clip = reader, clip
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def __getitem__(self, index: int) -> tuple[int, float, int, bool] | str:
-        try:
-            with self.reader.open(index) as video:
-                first, stop = self.reader.segment(video, index)
-                for _ in video.pictures(np.arange(first, stop)):
-                    pass
-                times = video.times[first:stop]
-        except SampleError as error:
-            return str(error)
-        frame = (video.times[-1] - video.times[0]) / max(1, len(video.times) - 1)
-        seconds = float(times[-1] - times[0] + (frame or 1.0))
-        label = self.reader.label(index)
-        return len(times), seconds, label, is_short(times, self.clip)
+def _measure(reader: Reader, clip: ClipOptions, index: int) -> tuple[int, float, int, bool]:
+    """A sample's frames, seconds and label, and whether it is too short for a clip."""
+    with reader.open(index) as sample:
+        for _ in sample.video.frames(np.arange(sample.first, sample.stop)):
+            pass
+    times, whole = sample.times, sample.video.times
+    frame = (whole[-1] - whole[0]) / max(1, len(whole) - 1)
+    seconds = float(times[-1] - times[0] + (frame or 1.0))
+    return len(times), seconds, sample.label, is_short(times, clip)

@@ -13,20 +13,20 @@ class ClipOptions:
 
     Args:
         frames: frames per clip.
-        stride: every so many frames of the video one is taken, where ``fps`` is None.
+        stride: distance in the video between consecutive frames of a clip, where ``fps`` is None.
         fps: frames of the clip per second of the video, by the frames' time stamps, instead of a
             stride: videos of different frame rates then show motion at the same speed.
         eval_clips: clips per video in evaluation, evenly spaced over it.
     """
 
-    frames: int = 16
-    stride: int = 2
+    frames: int
+    stride: int = 1
     fps: float | None = None
     eval_clips: int = 1
 
     @classmethod
     def of(cls, options: VideoOptions) -> "ClipOptions":
-        """Those of a script's options."""
+        """How the options of the script cut clips."""
         return cls(
             frames=options.clip_frames,
             stride=options.frame_stride,
@@ -35,7 +35,7 @@ class ClipOptions:
         )
 
     def positions(self) -> list[float]:
-        """Where in the video the clips of evaluation lie: 0 is its beginning, 1 its end."""
+        """Where in the video the clips of an evaluation lie: 0 is its beginning, 1 its end."""
         if self.eval_clips == 1:
             return [0.5]
         return np.linspace(0, 1, self.eval_clips).tolist()
@@ -45,7 +45,7 @@ def segment(times: np.ndarray, start: float | None, end: float | None) -> tuple[
     """The frames shown from ``start`` until before ``end``, in seconds from the first frame.
 
     Returns:
-        First frame and the one after the last; equal if there is none.
+        The first frame and the one after the last; both are the same if there is none.
     """
     elapsed = times - times[0]
     first = 0 if start is None else int(np.searchsorted(elapsed, start - 1e-6))
@@ -54,7 +54,7 @@ def segment(times: np.ndarray, start: float | None, end: float | None) -> tuple[
 
 
 def clip_numbers(times: np.ndarray, options: ClipOptions, position: float) -> np.ndarray:
-    """Frame numbers of a clip; a video too short for it is repeated from its beginning.
+    """Frame numbers of a clip; a video that is too short starts again from its beginning.
 
     Args:
         times: seconds at which the video's (or segment's) frames are shown, ascending.
@@ -79,7 +79,7 @@ def clip_numbers(times: np.ndarray, options: ClipOptions, position: float) -> np
 
 
 def is_short(times: np.ndarray, options: ClipOptions) -> bool:
-    """Whether a clip takes more frames, or seconds, than there are, so that frames repeat."""
+    """Whether the video has too few frames, or seconds, for a clip, so that frames repeat."""
     if options.fps is None:
         return len(times) < _span(options)
     return _duration(times) < (options.frames - 1) / options.fps
@@ -90,7 +90,7 @@ def _span(options: ClipOptions) -> int:
 
 
 def _duration(times: np.ndarray) -> float:
-    """Seconds on show, the last frame as long as the others on average."""
+    """Seconds for which the frames are shown, the last one as long as the others on average."""
     if len(times) == 1:
         return 1.0
     return (times[-1] - times[0]) * len(times) / (len(times) - 1)

@@ -1,5 +1,8 @@
 """Clips: cut from the videos of a table of rows, augmented for training, and batched."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -12,67 +15,84 @@ from data.decode import SampleError, cell_name
 from data.stream import SampleKey, sample_randomness
 from tasks.video.clips import ClipOptions, clip_numbers, is_short, segment
 from tasks.video.decoding.base import Video
-from tasks.video.decoding.open import Opener, torchcodec_decoder
-from tasks.video.transforms import EvalTransform, TrainTransform
+from tasks.video.decoding.open import OpenVideo, torchcodec_decoder
 
-Row = dict[str, Any]  # video, label, start, end
+Transform = Callable[[tv_tensors.Video], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class OpenSample:
+    """A sample while its video is open.
+
+    Args:
+        video: the whole video, of which the sample may be a part.
+        first: the sample's first frame within the video.
+        stop: the frame after its last one.
+        label: its class.
+    """
+
+    video: Video
+    first: int
+    stop: int
+    label: int
+
+    @property
+    def times(self) -> np.ndarray:
+        """The seconds at which the sample's frames are shown, ascending: float64 (frames,)."""
+        return self.video.times[self.first : self.stop]
+
+    def read(self, numbers: np.ndarray, short_side: int | None) -> torch.Tensor:
+        """Frames of the sample, numbered from its first one; see ``Video.read``."""
+        return self.video.read(self.first + numbers, short_side)
 
 
 class Reader:
-    """The videos of a split.
+    """The videos and labels of a split.
 
     Args:
         rows: with the columns video, label, start and end.
-        opener: opens a cell of the column video.
+        open_video: opens a cell of the column video.
         decoder: auto, pyav or torchcodec.
 
     Raises:
         UserError: the decoder can't be loaded.
     """
 
-    def __init__(self, rows: datasets.Dataset, opener: Opener, decoder: str = "auto") -> None:
+    def __init__(
+        self, rows: datasets.Dataset, open_video: OpenVideo, decoder: str = "auto"
+    ) -> None:
         if decoder == "torchcodec":
-            torchcodec_decoder()  # now, rather than at the first sample
-        self.rows, self.opener, self.decoder = rows, opener, decoder
+            torchcodec_decoder()  # fails here rather than at the first sample
+        self.rows, self.open_video, self.decoder = rows, open_video, decoder
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def open(self, index: int) -> Video:
-        """The whole video of a sample, to be closed by the caller.
+    @contextlib.contextmanager
+    def open(self, index: int) -> Iterator[OpenSample]:
+        """Open a sample's video; it is closed at the end of the ``with`` block.
 
         Raises:
-            SampleError: it is missing, or not a video; the message names the file.
+            SampleError: the file is missing or not a video, or has no frame between the sample's
+                start and end; the message names the file.
         """
-        row = self.rows[index]
-        return self.opener(row["video"], _name(row, index), self.decoder)
-
-    def segment(self, video: Video, index: int) -> tuple[int, int]:
-        """First frame of a sample within its video, and the one after its last.
-
-        Raises:
-            SampleError: there is no frame between its start and end.
-        """
-        row = self.rows[index]
-        first, stop = segment(video.times, row["start"], row["end"])
-        if first == stop:
-            raise SampleError(
-                f"{_name(row, index)} has no frame between {row['start']} and {row['end']} "
-                f"seconds, since it has {len(video.times)} frames: correct its start and end, or "
-                "remove it."
-            )
-        return first, stop
-
-    def label(self, index: int) -> int:
-        """The class of a sample."""
-        return self.rows[index]["label"]
+        row = self.rows[index]  # once per sample: the row may hold all bytes of the video
+        name = _name(row, index)
+        with self.open_video(row["video"], name, self.decoder) as video:
+            first, stop = segment(video.times, row["start"], row["end"])
+            if first == stop:
+                raise SampleError(
+                    f"{name} has no frame between {row['start']} and {row['end']} seconds, since "
+                    f"it has {len(video.times)} frames: correct its start and end, or remove it."
+                )
+            yield OpenSample(video, first, stop, row["label"])
 
     def name(self, index: int) -> str:
         """The video's file, or the sample's number where there is no file."""
         return _name(self.rows[index], index)
 
 
-def _name(row: Row, index: int) -> str:
+def _name(row: dict[str, Any], index: int) -> str:
     return cell_name(row["video"], f"video of sample {index}")
 
 
@@ -82,14 +102,22 @@ class TrainDataset(Dataset):
     Args:
         reader: of the training split.
         clip: length and spacing of the clips.
-        transform: random from torch's generator alone.
+        short_side: range of the length in pixels, drawn for each clip, to which the shorter side
+            of its frames is resized; None for frames as they are stored.
+        transform: of the resized clip, random from torch's generator alone.
         seed: the run's seed.
     """
 
     def __init__(
-        self, reader: Reader, clip: ClipOptions, transform: TrainTransform, seed: int
+        self,
+        reader: Reader,
+        clip: ClipOptions,
+        short_side: tuple[int, int] | None,
+        transform: Transform,
+        seed: int,
     ) -> None:
-        self.reader, self.clip, self.transform, self.seed = reader, clip, transform, seed
+        self.reader, self.clip, self.short_side = reader, clip, short_side
+        self.transform, self.seed = transform, seed
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -104,14 +132,18 @@ class TrainDataset(Dataset):
         Raises:
             SampleError: the clip can't be decoded completely; the message names the file.
         """
-        with sample_randomness(self.seed, key), self.reader.open(key.index) as video:
-            first, stop = self.reader.segment(video, key.index)
-            times = video.times[first:stop]
-            numbers = first + clip_numbers(times, self.clip, torch.rand(()).item())
-            frames = video.read(numbers, self.transform.draw_short_side())
-            clip = self.transform(tv_tensors.Video(frames))
-        label = self.reader.label(key.index)
-        return {"video": clip, "label": label, "looped": is_short(times, self.clip)}
+        with sample_randomness(self.seed, key), self.reader.open(key.index) as sample:
+            numbers = clip_numbers(sample.times, self.clip, torch.rand(()).item())
+            frames = sample.read(numbers, self._draw_short_side())
+            clip = self.transform(tv_tensors.Video(frames)).as_subclass(torch.Tensor)
+        looped = is_short(sample.times, self.clip)
+        return {"video": clip, "label": sample.label, "looped": looped}
+
+    def _draw_short_side(self) -> int | None:
+        if self.short_side is None:
+            return None
+        low, high = self.short_side
+        return int(torch.randint(low, high + 1, ()))
 
     def name(self, index: int) -> str:
         """The video's file."""
@@ -124,11 +156,15 @@ class EvalDataset(Dataset):
     Args:
         reader: of the validation split.
         clip: length, spacing and number of the clips.
-        transform: cuts the windows.
+        short_side: pixels to which the shorter side of the frames is resized.
+        windows: cuts the windows (N, T, 3, h, w) from a resized clip (T, 3, H, W).
     """
 
-    def __init__(self, reader: Reader, clip: ClipOptions, transform: EvalTransform) -> None:
-        self.reader, self.clip, self.transform = reader, clip, transform
+    def __init__(
+        self, reader: Reader, clip: ClipOptions, short_side: int, windows: Transform
+    ) -> None:
+        self.reader, self.clip = reader, clip
+        self.short_side, self.windows = short_side, windows
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -142,16 +178,13 @@ class EvalDataset(Dataset):
         Raises:
             SampleError: a clip can't be decoded completely; the message names the file.
         """
-        with self.reader.open(index) as video:
-            first, stop = self.reader.segment(video, index)
-            times = video.times[first:stop]
+        with self.reader.open(index) as sample:
             places = self.clip.positions()
-            numbers = [first + clip_numbers(times, self.clip, place) for place in places]
-            # In one go: the clips share frames, or the way to them.
-            frames = video.read(np.concatenate(numbers), self.transform.short_side)
-        clips = frames.split(self.clip.frames)
-        windows = torch.cat([self.transform(tv_tensors.Video(clip)) for clip in clips])
-        return {"video": windows, "label": self.reader.label(index)}
+            numbers = [clip_numbers(sample.times, self.clip, place) for place in places]
+            # All at once, since the clips share frames or the way to them.
+            frames = sample.read(np.concatenate(numbers), self.short_side)
+        windows = [self.windows(clip) for clip in frames.split(self.clip.frames)]
+        return {"video": torch.cat(windows), "label": sample.label}
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

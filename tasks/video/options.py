@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.options import TrainingOptions, check_color_jitter, color_jitter_option, option
+from errors import UserError
 
 
 @dataclass
@@ -91,6 +92,16 @@ class VideoOptions(TrainingOptions):
     )
 
     def check(self) -> None:
-        """Refuse values out of range."""
+        """Refuse values out of range, and windows that don't fit into the resized frames."""
         super().check()
         check_color_jitter(self.color_jitter)
+        shortest = {"eval_short_side": self.eval_short_side}
+        if self.crop_area is None:
+            shortest["short_side"] = self.short_side[0]
+        for name, pixels in shortest.items():
+            if pixels < max(self.crop_size):
+                height, width = self.crop_size
+                raise UserError(
+                    f"Windows of --crop_size {height} {width} don't fit into frames whose shorter "
+                    f"side is {pixels} pixels long: give a larger --{name} or a smaller window."
+                )

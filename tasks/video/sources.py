@@ -1,4 +1,4 @@
-"""Where video data comes from: each function finds the videos and classes of one layout.
+"""Sources of video data: each function finds the videos and classes of one layout.
 
 The layouts are described in docs/data.md. Nothing is decoded here.
 """
@@ -10,32 +10,19 @@ from pathlib import Path
 
 import datasets
 
-from data.hub_columns import Media, class_ids, classes_of, labelled, require_columns
-from data.sources import (
-    PICTURES,
-    TRAIN,
-    VAL,
-    data_root,
-    hub_name,
-    open_hub,
-    read_text,
-    require_classes,
-    source_called,
-    spread,
-    stand_in_note,
-)
+from data.class_lists import require_classes
+from data.folders import IMAGE_SUFFIXES, TRAIN, VAL, data_root, read_text, stand_in_note
+from data.hub import Media, class_ids, classes_of, hub_name, labelled, open_hub, require_columns
+from data.sources import source_called, spread
 from errors import UserError
-from tasks.video import synthetic as synthetic_video
-from tasks.video.decoding.open import Opener, open_video
+from tasks.video import synthetic
+from tasks.video.decoding.open import OpenVideo, open_video
 from tasks.video.options import VideoOptions
 from tasks.video.tables import read_kinetics
 
 VIDEOS = {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
 COLUMN = datasets.Video(decode=False)
 SECONDS = datasets.Value("float64")
-SYNTHETIC_COUNTS = (800, 120)
-SYNTHETIC_FRAMES = 16
-SYNTHETIC_SIZE = (64, 64)  # height and width in pixels
 
 
 @dataclass(frozen=True)
@@ -47,14 +34,14 @@ class VideoData:
         val: the same for evaluation.
         classes: names of the labels 0..n-1.
         notes: sentences about choices made here that a user should see.
-        open: opens a cell of the column video, given a name for messages and a decoder.
+        open: opens a cell of the column video.
     """
 
     train: datasets.Dataset
     val: datasets.Dataset
     classes: list[str]
     notes: tuple[str, ...] = ()
-    open: Opener = open_video
+    open: OpenVideo = open_video
 
 
 @dataclass(frozen=True)
@@ -83,16 +70,13 @@ def load_data(options: VideoOptions) -> VideoData:
 
 def load_synthetic(options: VideoOptions) -> VideoData:
     """Shapes whose motion is the class, drawn when they are read."""
-    opener = synthetic_video.SyntheticOpener(
-        options.seed, SYNTHETIC_COUNTS, SYNTHETIC_FRAMES, SYNTHETIC_SIZE
-    )
-    classes = list(synthetic_video.CLASSES)
+    videos, classes = synthetic.SyntheticVideos(options.seed), list(synthetic.CLASSES)
     splits = []
-    for split, count in enumerate(SYNTHETIC_COUNTS):
-        labels = synthetic_video.labels(count, options.seed, split)
-        clips = [Clip(opener.name(split, i), classes[label]) for i, label in enumerate(labels)]
+    for split in ("train", "val"):
+        labels = videos.labels(split)
+        clips = [Clip(videos.path(split, i), classes[label]) for i, label in enumerate(labels)]
         splits.append(_rows(clips, classes))
-    return VideoData(*splits, classes, open=opener)
+    return VideoData(*splits, classes, open=videos.open)
 
 
 def load_folder(options: VideoOptions) -> VideoData:
@@ -108,7 +92,7 @@ def load_folder(options: VideoOptions) -> VideoData:
         kinds = {path: _videos_below(path) for path in kinds if not path.name.startswith(".")}
         clips = [Clip(str(path), kind.name) for kind, paths in kinds.items() for path in paths]
         if not clips:
-            raise UserError(f"{folder} holds no videos: put them into {folder.name}/<class>/.")
+            raise UserError(f"{folder} holds no videos: put them into {folder}/<class>.")
         empty = next((kind for kind, paths in kinds.items() if not paths), None)
         if empty and names is TRAIN:
             raise UserError(
@@ -129,8 +113,8 @@ def load_ucf101(options: VideoOptions) -> VideoData:
     folder = next((f for f in lists if all((f / name).is_file() for name in names)), None)
     if folder is None:
         raise UserError(
-            f"{root} has no {', '.join(names)}, nor has a folder in it: it must hold {expected}, "
-            "and --split be 1, 2 or 3."
+            f"Neither {root} nor a folder in it holds {', '.join(names)}: the data folder must "
+            f"hold {expected}."
         )
     numbers = _class_numbers(folder / names[0])
     splits = []
@@ -141,15 +125,15 @@ def load_ucf101(options: VideoOptions) -> VideoData:
         missing = next((v for v in videos if base and not (base / v).is_file()), None)
         if base is None or missing:
             raise UserError(
-                f"{missing or next(iter(videos), 'A video')} is not below {base or root} although "
+                f"{missing or next(iter(videos), 'A video')} is not below {base or root}, although "
                 f"{folder / name} names it: unpack the videos there."
             )
         for video, *number in listed:
             kind = Path(video).parts[0]
             if number and number[0] != numbers.get(kind, number[0]):
                 raise UserError(
-                    f"{folder / name} says that {video} is of class {number[0]}, but {names[0]} "
-                    f"gives {kind} the number {numbers[kind]}: take both from the same release."
+                    f"{folder / name} gives {video} the class {number[0]}, but {kind} has the "
+                    f"number {numbers[kind]} in {names[0]}: take both files from the same release."
                 )
         splits.append([Clip(str(base / video), Path(video).parts[0]) for video in videos])
     return _data(*splits, str(folder), list(numbers))
@@ -161,7 +145,7 @@ def _class_numbers(file: Path) -> dict[str, str]:
     for fields in _lines(file):
         if len(fields) != 2 or not fields[0].isdecimal():
             raise UserError(
-                f"{file} has the line {' '.join(fields)}, but its lines are a number and a class, "
+                f"{file} has the line {' '.join(fields)}: every line must be a number and a class, "
                 "such as 1 ApplyEyeMakeup."
             )
         numbers[fields[1]] = fields[0]
@@ -169,7 +153,7 @@ def _class_numbers(file: Path) -> dict[str, str]:
 
 
 def _lines(file: Path) -> list[list[str]]:
-    """The words of each line that isn't blank."""
+    """The words of each line that is not blank."""
     return [line.split() for line in read_text(file).splitlines() if line.strip()]
 
 
@@ -190,7 +174,9 @@ def load_kinetics(options: VideoOptions) -> VideoData:
         splits.append([Clip(*row) for row in rows])
         notes += stand_in_note(root, table.stem)
         if missing:
-            notes.append(f"{missing} videos of {table} are not below {root} and are left out.")
+            notes.append(
+                f"{missing} videos of {table} are left out, since they are not below {root}."
+            )
     return _data(*splits, str(root), notes=tuple(notes))
 
 
@@ -221,7 +207,8 @@ def _hub_rows(
     rows: datasets.Dataset, name: str, video_column: str, label_column: str, classes: list[str]
 ) -> datasets.Dataset:
     if rows.features[video_column] != datasets.Value("string"):
-        media = Media("video", COLUMN, "videos", {"start": SECONDS, "end": SECONDS})
+        empty = {"start": SECONDS, "end": SECONDS}
+        media = Media("video", COLUMN, "videos", "--video_column", empty)
         return labelled(rows, name, media, video_column, label_column, classes)
     folder = Path(name).expanduser()  # of a local data set, with paths relative to it
     paths = rows[video_column][:]
@@ -232,13 +219,13 @@ def _hub_rows(
 
 
 def _videos_below(folder: Path) -> list[Path]:
-    """Video files and folders of pictures below a folder, sorted."""
+    """Video files and folders of frames below a folder, sorted."""
     found = []
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files = [Path(place, name) for name in files if not name.startswith(".")]
         found += [path for path in files if path.suffix.lower() in VIDEOS]
-        if Path(place) != folder and any(path.suffix.lower() in PICTURES for path in files):
+        if Path(place) != folder and any(path.suffix.lower() in IMAGE_SUFFIXES for path in files):
             found.append(Path(place))
     return sorted(found)
 
@@ -257,8 +244,8 @@ def _data(
     unknown = next((clip for clip in (*train, *val) if clip.label not in classes), None)
     if unknown:
         raise UserError(
-            f"{unknown.path} is of class {unknown.label}, which is none of the classes of the "
-            f"training videos in {where}: correct its class, or remove it."
+            f"{unknown.path} is of the class {unknown.label}, but no training video in {where} is: "
+            "correct its class, or remove it."
         )
     return VideoData(_rows(train, classes), _rows(val, classes), classes, notes)
 

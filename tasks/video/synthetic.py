@@ -1,15 +1,15 @@
 """Videos of a moving shape whose class is the motion: data that needs no download.
 
-No single frame tells the class. A frame is drawn from the state of the shape (its place on a
-picture whose opposite borders touch, its angle, its size) and from things that have nothing to do
-with the class. Each part of the state is a phase in [0, 1) that begins uniformly distributed and to
-which the class adds a constant speed or none. A uniform phase plus a constant, modulo 1, is
-uniform: at each instant the frames of all classes have exactly the same distribution, so a model of
-single frames can't do better than chance. The classes come in pairs that play each other backwards,
-so how much moves doesn't tell the class either, only in which order the frames follow.
+No single frame tells the class. A frame is drawn from the state of the shape (its place on a frame
+whose opposite borders touch, its angle, its size) and from things that have nothing to do with the
+class. Each part of the state is a phase in [0, 1). Its first value is uniformly distributed, and
+the class adds a constant speed, or none. A uniform phase plus a constant, modulo 1, is uniform: at
+each instant the frames of all classes have exactly the same distribution, so a model of single
+frames can't do better than chance. The classes come in pairs that play each other backwards, so
+the amount of motion doesn't tell the class either, only the order of the frames does.
 
-To find the motion takes work too: the ground is textured and drifts its own way, a second shape of
-the same kind of looks stands still, light flickers, and noise lies over everything.
+Finding the motion takes work too: the ground is textured and drifts on its own, a second shape of
+similar looks stands still, the light flickers, and noise lies over everything.
 """
 
 from collections.abc import Iterator
@@ -23,19 +23,23 @@ from data.synthetic import SHAPES, Shape, shape_color, texture
 from tasks.video.decoding.base import Video
 
 CLASSES = ("right", "left", "down", "up", "growing", "shrinking")
+COUNTS = {"train": 800, "val": 120}  # videos of each split
+FRAMES = 16  # per video
+FRAME_SIZE = (64, 64)  # height and width in pixels
 RATE = 10.0  # frames per second
-# The parts of a shape's state, in the order of the pairs of classes; then what no class changes.
+# The parts of a shape's state: one for each pair of classes, in their order, and ANGLE, which no
+# class changes.
 ALONG, DOWN, SIZE, ANGLE = range(4)
-# Largest over smallest radius; growing beyond the largest goes on at the smallest.
+# Largest over smallest radius; a shape that grows beyond the largest goes on at the smallest.
 GROWTH = 2.5
-# Slowest and fastest change of a phase per frame: widths and heights of the picture, and growths.
+# Slowest and fastest change per frame of ALONG, DOWN and SIZE; 1 is the whole range of the phase.
 SPEEDS = ((0.025, 0.055), (0.025, 0.055), (0.04, 0.07))
-DRIFT = 0.3  # pixels per frame, at most, of the ground
+DRIFT = 0.3  # fastest motion of the ground, in pixels per frame
 
 
 @dataclass(frozen=True)
 class Actor:
-    """A shape that keeps its looks.
+    """A shape of constant colour and kind, in motion or at rest.
 
     Args:
         kind: one of SHAPES.
@@ -50,12 +54,12 @@ class Actor:
     speeds: np.ndarray
 
     def draw(self, canvas: np.ndarray, frame: int) -> None:
-        """Paint the shape as it is at a frame onto a float canvas (H, W, 3)."""
+        """Paint the shape onto a float canvas (H, W, 3) in the state that it has at a frame."""
         height, width = canvas.shape[:2]
         state = (self.phases + frame * self.speeds) % 1
         y, x = state[DOWN] * height, state[ALONG] * width
         angle, radius = 2 * np.pi * state[ANGLE], 0.15 * min(height, width) * GROWTH ** state[SIZE]
-        # Drawn in the middle and then rolled into place: what leaves on one side returns opposite.
+        # Drawn in the middle and rolled into place: what leaves on one side returns on the other.
         middle = height // 2 + y % 1, width // 2 + x % 1
         shape = Shape(self.kind, middle, radius, angle)
         window = shape.window((height, width))
@@ -71,29 +75,29 @@ class Actor:
 
 
 class SyntheticVideo(Video):
-    """One video; a frame is drawn when it is asked for.
+    """One video; a frame is drawn when it is read.
 
     Args:
-        seed: the video is a function of this, ``label``, ``frames`` and ``size`` alone.
+        seed: the video is a function of this, ``label``, ``length`` and ``size`` alone.
         label: position in CLASSES.
-        frames: number of frames.
+        length: number of frames.
         size: (height, width) in pixels.
     """
 
-    def __init__(self, seed: list[int], label: int, frames: int, size: tuple[int, int]) -> None:
+    def __init__(self, seed: list[int], label: int, length: int, size: tuple[int, int]) -> None:
         self.seed, self.size = seed, size
-        self.times = np.arange(frames) / RATE
+        self.times = np.arange(length) / RATE
         rng = np.random.default_rng(seed)
         moves = np.zeros(4)
         part, backwards = divmod(label, 2)
         moves[part] = rng.uniform(*SPEEDS[part]) * (-1 if backwards else 1)
         self.actors = [_actor(rng, np.zeros(4)), _actor(rng, moves)]
         self.drift = DRIFT * rng.uniform(-1, 1, 2)
-        self.margin = int(np.ceil(DRIFT * frames))
+        self.margin = int(np.ceil(DRIFT * length))
         self.ground = texture(rng, tuple(length + 2 * self.margin for length in size))
         self.flicker, self.noise = rng.uniform(0, 0.1), rng.uniform(2, 8)
 
-    def pictures(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
+    def frames(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
         """Draw these frames."""
         height, width = self.size
         for number in numbers.tolist():
@@ -112,35 +116,39 @@ def _actor(rng: np.random.Generator, speeds: np.ndarray) -> Actor:
     return Actor(kind, shape_color(rng, kind), rng.uniform(size=4), speeds)
 
 
-def labels(count: int, seed: int, split: int) -> np.ndarray:
-    """The class of each video of a split: equally often, in random order."""
-    return np.random.default_rng([seed, split]).permutation(np.arange(count) % len(CLASSES))
-
-
 @dataclass(frozen=True)
-class SyntheticOpener:
-    """Opens the videos of a data set by the names that ``name`` gives them.
+class SyntheticVideos:
+    """The videos of both splits, opened by their paths; no such files exist.
 
     Args:
         seed: of the data set.
-        counts: videos of the two splits.
-        frames: frames per video.
-        size: (height, width) in pixels.
     """
 
     seed: int
-    counts: tuple[int, int]
-    frames: int
-    size: tuple[int, int]
+
+    def labels(self, split: str) -> np.ndarray:
+        """The label of each video of a split: all equally often, in random order."""
+        rng = np.random.default_rng([self.seed, _number(split)])
+        return rng.permutation(np.arange(COUNTS[split]) % len(CLASSES))
 
     @staticmethod
-    def name(split: int, number: int) -> str:
-        """What a video is called: split 0 is for training, 1 for validation."""
-        return f"synthetic/{('train', 'val')[split]}/{number:05d}"
+    def path(split: str, number: int) -> str:
+        """The path that stands for a video of a split."""
+        return f"synthetic/{split}/{number:05d}"
 
-    def __call__(self, cell: Cell, name: str, decoder: str = "auto") -> SyntheticVideo:
-        """Prepare the video; nothing is drawn yet, and no decoder is needed."""
-        _, split_name, number = cell["path"].split("/")
-        split = ("train", "val").index(split_name)
-        label = int(labels(self.counts[split], self.seed, split)[int(number)])
-        return SyntheticVideo([self.seed, split, int(number)], label, self.frames, self.size)
+    def open(self, cell: Cell, name: str, decoder: str) -> SyntheticVideo:
+        """Prepare a video; nothing is drawn yet.
+
+        Args:
+            cell: the video's path.
+            name: unused, since no error is possible.
+            decoder: unused, since nothing is decoded.
+        """
+        _, split, number = cell["path"].split("/")
+        label = int(self.labels(split)[int(number)])
+        return SyntheticVideo([self.seed, _number(split), int(number)], label, FRAMES, FRAME_SIZE)
+
+
+def _number(split: str) -> int:
+    """What a split is called in seeds."""
+    return list(COUNTS).index(split)

@@ -1,11 +1,11 @@
-"""Tables of labelled videos: Kinetics' own, and a simpler one for anything else."""
+"""Tables of labelled videos: those of Kinetics, and a simpler kind for anything else."""
 
 import csv
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from data.sources import read_text
+from data.folders import read_text
 from errors import UserError
 
 # Path, label, start and end in seconds.
@@ -15,11 +15,11 @@ Row = tuple[str, str, float | None, float | None]
 def read_kinetics(table: Path, root: Path, videos: Mapping[str, Path]) -> tuple[list[Row], int]:
     """Read a table with one of two headers.
 
-    - ``label,youtube_id,time_start,time_end,...``, as Kinetics is published. The video is found by
-      name in any folder: ``<id>_<start>_<end>`` with six digits each is the part itself, ``<id>``
-      the whole video. Many are no longer to be had, so those that aren't there are counted.
+    - ``label,youtube_id,time_start,time_end,...``, as Kinetics is published. A video is found by
+      its name in any folder: ``<id>_<start>_<end>`` with six digits each holds the part alone,
+      ``<id>`` the whole video. Many can't be downloaded any more; missing ones are counted.
     - ``label,file[,start,end]`` with paths relative to the data folder; an empty start or end is
-      the video's own.
+      that of the whole video.
 
     Args:
         table: the CSV file.
@@ -27,11 +27,11 @@ def read_kinetics(table: Path, root: Path, videos: Mapping[str, Path]) -> tuple[
         videos: the videos below it, by name without suffix.
 
     Returns:
-        Rows, and the number of videos that weren't found.
+        The rows, and the number of videos that weren't found.
 
     Raises:
-        UserError: the header is another, a cell can't be read, a named file is missing, or nothing
-            is left.
+        UserError: the header is a different one, a cell can't be read, a named file is missing, or
+            no row is left.
     """
     reader = csv.DictReader(io.StringIO(read_text(table), newline=""), skipinitialspace=True)
     rows, missing = [], 0
@@ -44,20 +44,23 @@ def read_kinetics(table: Path, root: Path, videos: Mapping[str, Path]) -> tuple[
             else:
                 rows.append(row)
     except (ValueError, TypeError, AttributeError, csv.Error) as error:
-        number = reader.line_num + isinstance(error, csv.Error)  # such a line isn't counted
+        number = reader.line_num + isinstance(
+            error, csv.Error
+        )  # the reader doesn't count such a line
         raise UserError(
-            f"Line {number} of {table} can't be read: it takes a label, a video and times in "
+            f"Line {number} of {table} can't be read: it must hold a label, a video and times in "
             "seconds."
         ) from None
     if not rows:
         raise UserError(
-            f"{table} names no video that is below {root}: put the videos there, by their names."
+            f"{table} names no video that is below {root}: put the videos there, under the names "
+            "in the table."
         )
     return rows, missing
 
 
 def _layout(header: set[str], table: Path) -> Callable[..., Row | None]:
-    """What finds the video of a line under this header."""
+    """The function that finds the video of a line under this header."""
     if {"label", "youtube_id", "time_start", "time_end"} <= header:
         return _published
     if {"label", "file"} <= header:
@@ -80,7 +83,7 @@ def _published(line: dict[str, str], _: Path, videos: Mapping[str, Path]) -> Row
 def _simple(line: dict[str, str], root: Path, _: Mapping[str, Path]) -> Row:
     path = root / line["file"].strip()
     if not path.exists():
-        raise UserError(f"{path} is not there although a table names it: restore it.")
+        raise UserError(f"{path} is missing, although a table names it: restore it.")
     start, end = (line.get(column) for column in ("start", "end"))
     return (
         str(path),

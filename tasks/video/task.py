@@ -1,6 +1,7 @@
 """Video classification as the engine sees it."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 from engine.plan import Plan
 from engine.task import Batch, Evaluation, Losses, Tally, Task, compute_dtype, evenly_spaced_samples
 from figures.confusion import confusion_figure
-from models.video import build_video_model, pixel_scaling
+from models.pretrained import pixel_scaling
+from models.video import build_video_model
 from tasks.classification.loss import cross_entropy_sum
 from tasks.classification.metrics import ClassCounts, class_metrics
 from tasks.video.clips import ClipOptions
@@ -16,7 +18,7 @@ from tasks.video.dataset import EvalDataset, Reader, TrainDataset, collate
 from tasks.video.figures import film_sheet, film_strip
 from tasks.video.options import VideoOptions
 from tasks.video.sources import VideoData
-from tasks.video.transforms import EvalTransform, TrainTransform
+from tasks.video.transforms import cut_windows, train_transform
 
 
 class VideoClassification(Task):
@@ -29,7 +31,7 @@ class VideoClassification(Task):
         device: on which batches are computed.
 
     Raises:
-        UserError: the windows don't fit into the resized frames.
+        UserError: the decoder can't be loaded.
     """
 
     name = "video"
@@ -44,17 +46,13 @@ class VideoClassification(Task):
         self.batch_size = plan.batch_size
         clip = ClipOptions.of(options)
         size = tuple(options.crop_size)
-        augment = TrainTransform(
-            size,
-            short_side=tuple(options.short_side),
-            area=options.crop_area and tuple(options.crop_area),
-            hflip=options.hflip,
-            color_jitter=tuple(options.color_jitter),
-        )
-        windows = EvalTransform(options.eval_short_side, size, options.eval_crops)
+        area = options.crop_area and tuple(options.crop_area)
+        short_side = None if area else tuple(options.short_side)
+        augment = train_transform(size, area, options.hflip, tuple(options.color_jitter))
+        windows = partial(cut_windows, crop_size=size, count=options.eval_crops)
         train, val = (Reader(rows, data.open, options.decoder) for rows in (data.train, data.val))
-        self.train_data = TrainDataset(train, clip, augment, options.seed)
-        self.val_data = EvalDataset(val, clip, windows)
+        self.train_data = TrainDataset(train, clip, short_side, augment, options.seed)
+        self.val_data = EvalDataset(val, clip, options.eval_short_side, windows)
         self.description = {"classes": data.classes}
         self.dtype = compute_dtype(options.double)
         scaling = pixel_scaling(options.model)

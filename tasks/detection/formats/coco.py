@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.sources import TRAIN, VAL, SourceOptions, data_root, evenly_spaced
+from data.folders import TRAIN, VAL, data_root
+from data.sources import SourceOptions, evenly_spaced
 from errors import UserError
 from tasks.detection.formats.reading import area, box, flag, identity, pixels, read_each, text
 from tasks.detection.rows import Annotated, DetectionData, class_colors, to_rows

@@ -5,7 +5,7 @@ from typing import Any
 
 import datasets
 
-from data.sources import hub_name, open_hub
+from data.hub import Media, hub_name, open_hub, require_columns, select_media
 from errors import UserError
 from tasks.detection.formats.reading import area, box, flag, identity, pixels, read_each
 from tasks.detection.options import DetectionOptions
@@ -60,21 +60,10 @@ def load_hub(
     objects_column = options.objects_column
     train, val, notes = open_hub(options.dataset)
     splits = []
+    media = Media("image", datasets.Image(decode=False), "images", "--image_column")
     for rows in (train, val):
-        for option, column in (("image", image_column), ("objects", objects_column)):
-            if column not in rows.column_names:
-                raise UserError(
-                    f"{name} has no column {column}: name one of {', '.join(rows.column_names)} "
-                    f"with --{option}_column."
-                )
-        try:
-            images = rows.select_columns([image_column]).rename_columns({image_column: "image"})
-            images = images.cast_column("image", datasets.Image(decode=False))
-        except Exception as error:
-            raise UserError(
-                f"The column {image_column} of {name} doesn't hold pictures: choose another with "
-                "--image_column."
-            ) from error
+        require_columns(rows, name, {"--objects_column": objects_column})
+        images = select_media(rows, name, (media, image_column))
         splits.append((images, rows.remove_columns(image_column)))
     objects = [_objects(rows, name, objects_column) for _, rows in splits]
     classes, ids = _classes(train, name, objects_column, class_names, objects)

@@ -6,16 +6,16 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from data.class_lists import VOC
-from data.sources import (
-    PICTURES,
+from data.folders import (
+    IMAGE_SUFFIXES,
     TRAIN,
     VAL,
-    SourceOptions,
     data_root,
-    picture_files,
+    image_files,
     read_text,
     require_folders,
 )
+from data.sources import SourceOptions
 from errors import UserError
 from tasks.detection.formats.reading import MALFORMED, pixels, reason
 from tasks.detection.rows import Annotated, DetectionData, class_colors, to_rows
@@ -52,7 +52,7 @@ def load_voc(
     if with_masks:
         raise UserError("--dataset voc has boxes but no masks: use coco, yolo or synthetic.")
     images, annotations, lists = require_folders("voc", root, EXPECTED, *EXPECTED_FOLDERS)
-    files = dict(picture_files(images))
+    files = dict(image_files(images))
     splits = []
     for split_names in (TRAIN, VAL):
         names = _listed(lists, split_names, files)
@@ -86,7 +86,7 @@ def _listed(lists: Path, split_names: Sequence[str], known: Container[str]) -> l
 
 def _name(line: str, known: Container[str]) -> str:
     """The picture that a line names, maybe with its suffix, or as in VOC's lists of one class."""
-    plain = line[: -len(Path(line).suffix)] if Path(line).suffix.lower() in PICTURES else line
+    plain = line[: -len(Path(line).suffix)] if Path(line).suffix.lower() in IMAGE_SUFFIXES else line
     listed, _, shown = line.rpartition(" ")
     candidates = [line, plain, *([listed.strip()] if shown in ("-1", "0", "1") else [])]
     return next((name for name in candidates if name in known), line)

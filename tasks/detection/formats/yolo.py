@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from data.class_lists import read_class_file
-from data.sources import TRAIN, VAL, SourceOptions, data_root, picture_files, read_text
+from data.folders import TRAIN, VAL, data_root, image_files, read_text
+from data.sources import SourceOptions
 from errors import UserError
 from tasks.detection.rows import Annotated, DetectionData, class_colors, stored_size, to_rows
 
@@ -143,7 +144,7 @@ def _resolve(place: str, bases: Sequence[Path]) -> Path | None:
 
 def _listed(root: Path, place: Path) -> Iterator[Path]:
     if place.is_dir():
-        yield from (image for _, image in picture_files(place))
+        yield from (image for _, image in image_files(place))
         return
     for line in read_text(place).splitlines():
         if line.strip():

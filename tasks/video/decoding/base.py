@@ -1,4 +1,4 @@
-"""What every decoder of videos offers: frames by number, and an error that names the file."""
+"""What every decoder of videos offers: frames by number, and errors that name the file."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ class Video(ABC):
     times: np.ndarray
 
     @abstractmethod
-    def pictures(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
-        """The frames of these numbers, ascending and distinct, as uint8 (3, H, W).
+    def frames(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
+        """Decode the frames of these numbers, ascending and distinct: uint8 (3, H, W) each.
 
         Raises:
             SampleError: one of them can't be decoded; the message names the file.
@@ -31,27 +31,32 @@ class Video(ABC):
     def read(self, numbers: np.ndarray, short_side: int | None = None) -> torch.Tensor:
         """Frames in the order of ``numbers``, which may repeat.
 
-        Each is resized as soon as it is decoded, antialiased, so that the large ones aren't all
-        kept. libswscale could resize while it converts to RGB; for 320x240 it takes 1.6 times as
-        long as converting, and resizing with torch, and for 1280x720 three quarters.
+        Each is resized, antialiased, as soon as it is decoded, so that no two large ones are kept.
+        libswscale could resize while it converts to RGB. Compared with converting first and
+        resizing with torch, it takes 1.6 times as long for 320x240 and three quarters of the time
+        for 1280x720.
 
         Args:
             numbers: frame numbers.
-            short_side: pixels of the shorter side; None for the stored size.
+            short_side: length in pixels to which the shorter side is resized; None for frames as
+                they are stored.
 
         Returns:
             uint8 (len(numbers), 3, H, W).
+
+        Raises:
+            SampleError: one of them can't be decoded; the message names the file.
         """
         distinct, order = np.unique(numbers, return_inverse=True)
         frames: list[torch.Tensor] = []
         size: list[int] | None = None
-        for picture in self.pictures(distinct):
+        for frame in self.frames(distinct):
             if size is None:
-                height, width = picture.shape[1:]
+                height, width = frame.shape[1:]
                 factor = 1.0 if short_side is None else short_side / min(height, width)
                 size = [max(1, round(height * factor)), max(1, round(width * factor))]
-            # Also where the size changes within a video: a clip has one.
-            frames.append(F.resize(picture, size, antialias=True))
+            # The first frame's size for all: a clip has one size, also where the video's changes.
+            frames.append(F.resize(frame, size, antialias=True))
         return torch.stack(frames)[torch.from_numpy(order)]
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close

@@ -1,12 +1,12 @@
-"""Videos as numbered frames: files through PyAV or torchcodec, and folders of pictures.
+"""Videos as numbered frames: files through PyAV or torchcodec, and folders of frames.
 
 A video is a cell of a ``datasets.Video(decode=False)`` column: ``{"path": str, "bytes": bytes}``,
-of which one may be None; the path of a folder is a video whose frames are pictures.
+one of which may be None. The path may be a folder that holds a video's frames as image files.
 
-PyAV is the default. It brings its own FFmpeg, while torchcodec looks for the system's; and of AVI
-files with B-frames, of which UCF101 has many, and of MPEG streams torchcodec 0.17 returned other
-frames than asked for, or an error. It is therefore used for MP4, Matroska and WebM only, where it
-returns exactly the same: choosing a decoder never changes a clip.
+PyAV is the default: it brings its own FFmpeg, while torchcodec looks for the system's. torchcodec
+0.17 returned wrong frames, or errors, for MPEG streams and for AVI files with B-frames, of which
+UCF101 has many. It is therefore used for MP4, Matroska and WebM only, where it returns exactly the
+frames that PyAV does: choosing a decoder never changes a clip.
 """
 
 import functools
@@ -19,19 +19,18 @@ import numpy as np
 import torch
 
 from data.decode import Cell, SampleError, read_image
-from data.sources import PICTURES
+from data.folders import IMAGE_SUFFIXES
 from errors import UserError
 from tasks.video.decoding.base import Video, broken
 from tasks.video.decoding.pyav import PyavVideo
 
-# Folders of frames don't say how fast they were filmed; only `fps` and `start`, `end` need it.
+# Frames per second of folders, which don't say it; only ``fps``, ``start`` and ``end`` need it.
 FOLDER_RATE = 25.0
 EXACT_IN_TORCHCODEC = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 CHUNK = 8  # frames that torchcodec decodes at a time at full size
 
-
 # Opens a cell of the column video, given a name for messages and a decoder.
-Opener = Callable[[Cell, str, str], Video]
+OpenVideo = Callable[[Cell, str, str], Video]
 
 
 def open_video(cell: Cell | None, name: str, decoder: str = "auto") -> Video:
@@ -39,12 +38,13 @@ def open_video(cell: Cell | None, name: str, decoder: str = "auto") -> Video:
 
     Args:
         cell: path or bytes.
-        name: what a message calls the video.
-        decoder: pyav, torchcodec (for the containers in which it is exact), or auto: pyav.
+        name: what messages call the video.
+        decoder: auto (pyav), pyav, or torchcodec, which is used for the containers in which it is
+            exact.
 
     Raises:
-        SampleError: it is missing, or no video; the message names it.
-        UserError: torchcodec was asked for and can't be loaded.
+        SampleError: the video is missing or is not one; the message names it.
+        UserError: torchcodec is wanted and can't be loaded.
     """
     if not cell or (cell["path"] is None and cell["bytes"] is None):
         raise SampleError(f"{name} holds no video: add one, or remove the sample.")
@@ -59,33 +59,44 @@ def open_video(cell: Cell | None, name: str, decoder: str = "auto") -> Video:
 
 
 class FrameFolder(Video):
-    """A folder of pictures, one per frame, in the order of the numbers in their names."""
+    """A folder of image files, one per frame, in the order of the numbers in their names.
+
+    Args:
+        folder: holds the files.
+
+    Raises:
+        SampleError: it holds none; the message names it.
+    """
 
     def __init__(self, folder: Path) -> None:
-        files = (path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+        files = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         self.files = sorted((p for p in files if not p.name.startswith(".")), key=_by_numbers)
         if not self.files:
-            raise SampleError(f"{folder} holds no frames: put pictures into it, or remove it.")
+            raise SampleError(f"{folder} holds no frames: put image files into it, or remove it.")
         self.times = np.arange(len(self.files)) / FOLDER_RATE
 
-    def pictures(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
-        """Decode the pictures of these frames."""
+    def frames(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
+        """Decode the image files of these frames."""
         for path in (str(self.files[number]) for number in numbers):
             yield read_image({"path": path, "bytes": None}, path)
 
 
 def _by_numbers(path: Path) -> list[tuple[int, str]]:
-    """A key that sorts frame10 after frame9."""
+    """A sorting key that puts frame10 after frame9."""
     return [(int(digits or 0), text) for text, digits in re.findall(r"(\D*)(\d*)", path.stem)]
 
 
 class TorchcodecVideo(Video):
-    """A file decoded by torchcodec, its frames numbered and timed as PyAV does.
+    """A file decoded by torchcodec; its frames have the numbers and times that PyAV gives them.
 
     Args:
         cell: path or bytes.
-        name: what a message calls the video.
-        times: when the frames are shown.
+        name: what messages call the video.
+        times: ``PyavVideo.times`` of the file.
+
+    Raises:
+        SampleError: the file can't be decoded; the message names it.
+        UserError: torchcodec can't be loaded.
     """
 
     def __init__(self, cell: Cell, name: str, times: np.ndarray) -> None:
@@ -97,12 +108,12 @@ class TorchcodecVideo(Video):
         except Exception as error:
             raise broken(name, error) from None
 
-    def pictures(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
+    def frames(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
         """Decode these frames, a few at a time."""
         for first in range(0, len(numbers), CHUNK):
             try:
                 frames = self.decoder.get_frames_at(numbers[first : first + CHUNK].tolist()).data
-            except Exception as error:  # RuntimeError or IndexError, as far as was seen
+            except Exception as error:  # seen: RuntimeError and IndexError
                 raise broken(self.name, error) from None
             yield from frames
 
@@ -118,7 +129,5 @@ def torchcodec_decoder() -> type:
         from torchcodec.decoders import VideoDecoder
     except Exception as error:  # RuntimeError where FFmpeg is missing
         why = "is not installed" if isinstance(error, ImportError) else "doesn't find its FFmpeg"
-        raise UserError(
-            f"torchcodec {why}: install it and FFmpeg, or decode with pyav instead."
-        ) from None
+        raise UserError(f"torchcodec {why}: install it and FFmpeg, or decode with pyav.") from None
     return VideoDecoder

@@ -1,11 +1,11 @@
 """Exact frames of a video file through PyAV, without decoding what comes before the clip.
 
-Frames are numbered in the order in which they are shown. To decode some, the file is searched for
-the key frame before the first, and the time stamps tell which frames follow.
+Frames are numbered in the order in which they are shown. To decode some of them, the file is
+searched for the key frame before the first, and the time stamps tell which frames follow.
 
-A clip of which any frame can't be decoded is an error that names the file; nothing is patched up.
-Two things can't be told: damaged pixels that the decoder conceals without a word (MPEG-4 Part 2
-does), and a missing end where no header says how many frames there were (Matroska, MPEG streams).
+If one frame of a clip can't be decoded, an error names the file; nothing is patched up. Two kinds
+of damage can't be detected: pixels that the decoder conceals silently (MPEG-4 Part 2 does), and a
+missing end where no header says how many frames there were (Matroska, MPEG streams).
 """
 
 import io
@@ -18,13 +18,14 @@ import torch
 from data.decode import SampleError
 from tasks.video.decoding.base import Video, broken
 
-# Seconds before a frame at which its key frame is looked for; after these, the file's beginning.
+# How many seconds before a frame its key frame is looked for, in this order; if it isn't found, the
+# file is decoded from its beginning.
 STEPS_BACK = (0.0, 1.0, 5.0)
-# Headers count frames that no decoder returns, such as an empty last one. So many missing at the
-# end are replaced by the last frame; more means that the file was cut off.
+# Headers also count frames that no decoder returns, such as an empty last one. Up to this many
+# frames missing at the end are replaced by the last one; more mean that the file was cut off.
 TAIL = 3
-# Frames between two that are wanted from which on searching the file costs less than decoding
-# them: the key frame before the second may lie as far back.
+# Where more frames than this lie between two wanted ones, searching the file costs less than
+# decoding them: the key frame before the second may lie this far back.
 FAR = 100
 
 
@@ -33,10 +34,10 @@ class PyavVideo(Video):
 
     Args:
         source: path or contents of the file.
-        name: what a message calls it.
+        name: what messages call it.
 
     Raises:
-        SampleError: the file is missing, or no video.
+        SampleError: the file is missing or is not a video; the message names it.
     """
 
     def __init__(self, source: str | io.BytesIO, name: str) -> None:
@@ -57,7 +58,7 @@ class PyavVideo(Video):
         if isinstance(self.source, io.BytesIO):
             self.source.seek(0)
         try:
-            # Nobody reads the metadata, which may be in any encoding.
+            # The metadata may be in any encoding; they aren't used.
             self.container = av.open(self.source, metadata_errors="ignore")
         except FileNotFoundError:
             raise SampleError(
@@ -73,15 +74,15 @@ class PyavVideo(Video):
         self.stream.codec_context.thread_count = 1
 
     def _number_frames(self) -> None:
-        """Find every frame's time stamp, and whether stamps can be relied on to find frames.
+        """Find every frame's time stamp, and whether frames can be found by their stamps.
 
-        Containers that store the number of frames and one rate for all are believed where both
-        give the stored duration. Otherwise all packets are read, which costs the reading of the
-        file but no decoding. AVI has no time stamps: FFmpeg numbers its packets, which with
-        B-frames are in another order than the frames. MPEG program streams have a stamp every now
-        and then, from which those after a seek are guessed wrong. Such files, and others whose
-        packets lack stamps or share them, are decoded from their beginning, and the frames are
-        counted.
+        Where a container stores the number of frames and one rate for all of them, and both agree
+        with the stored duration, they are trusted. Otherwise all packets are read, which costs
+        reading the file but no decoding. AVI has no time stamps: FFmpeg numbers its packets, whose
+        order differs from that of the frames if there are B-frames. MPEG program streams have a
+        stamp only now and then, from which FFmpeg guesses wrong ones after a seek. In such files,
+        and in others whose packets lack stamps or share them, frames are counted from the
+        beginning of the file.
         """
         stream = self.stream
         rate, tick = stream.average_rate or 25, stream.time_base
@@ -109,8 +110,8 @@ class PyavVideo(Video):
             raise broken(
                 self.name, f"it has {len(packets)} of {self.stream.frames} frames, as if cut off"
             )
-        # No decoder returns what comes before the first key frame, nor what an editor cut away
-        # without coding the rest anew.
+        # Decoders return neither what comes before the first key frame nor what an editor cut away
+        # without encoding the rest again.
         first = next((i for i, (_, is_key, _) in enumerate(packets) if is_key), 0)
         stamps = [stamp for stamp, _, discarded in packets[first:] if not discarded]
         if not stamps:
@@ -126,7 +127,7 @@ class PyavVideo(Video):
         expected = float(stream.duration * stream.time_base * stream.average_rate)
         return abs(stream.frames - expected) < 0.5
 
-    def pictures(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
+    def frames(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
         """Decode from the key frame before the first of these frames to the last of them.
 
         Where they lie far apart, each stretch is decoded by itself.
@@ -140,9 +141,9 @@ class PyavVideo(Video):
         number, last, shown = next(wanted), -1, None
         try:
             for found, frame in self._frames_from(number):
-                # A frame that the file leaves out is the one before, still on show.
+                # In place of a frame that the file leaves out, the one before it is still shown.
                 while number is not None and number <= found:
-                    yield self._picture(frame if number == found or shown is None else shown)
+                    yield self._pixels(frame if number == found or shown is None else shown)
                     number = next(wanted, None)
                 if number is None:
                     return
@@ -153,7 +154,7 @@ class PyavVideo(Video):
             total = len(self.times)
             raise broken(self.name, f"it ends after {last + 1} of {total} frames")
         while number is not None:
-            yield self._picture(shown)
+            yield self._pixels(shown)
             number = next(wanted, None)
 
     def _frames_from(self, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -176,7 +177,7 @@ class PyavVideo(Video):
             yield (self._number(frame) if self.seekable else count), frame
 
     def _frames_after_seek(self, target: int) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Frames from a key frame on; what is shown before it may lack what it was coded from."""
+        """Frames from a key frame on; those before it may lack what they were encoded from."""
         self.fresh = False
         try:
             self.container.seek(target, stream=self.stream)
@@ -196,15 +197,15 @@ class PyavVideo(Video):
         around = range(max(0, after - 1), min(len(self.stamps), after + 1))
         return min(around, key=lambda number: abs(self.stamps[number] - frame.pts))
 
-    def _picture(self, frame: av.VideoFrame) -> torch.Tensor:
+    def _pixels(self, frame: av.VideoFrame) -> torch.Tensor:
         """A frame as RGB, upright as the file's rotation says: uint8 (3, H, W)."""
         if frame.is_corrupt:
             raise broken(self.name, f"the frame at {frame.time:.2f} seconds is damaged")
-        picture = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-        return torch.rot90(picture, round(frame.rotation / 90) % 4, (1, 2))
+        pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+        return torch.rot90(pixels, round(frame.rotation / 90) % 4, (1, 2))
 
     def close(self) -> None:
-        """Close the file; the decoder's buffers go with it."""
+        """Close the file and free the decoder's buffers."""
         if self.container is not None:
             self.container.close()
             self.container = None
