@@ -18,7 +18,7 @@ if __name__ == "__main__":
 from pipeline.cut import cut_network
 from pipeline.schedule import take_place
 from pipeline.setup import build_model, load_data, take_stage
-from pipeline.training import Training
+from pipeline.training import PipelineTrainer
 from tasks.classification.check import check_data
 
 
@@ -39,7 +39,7 @@ def main(options: PipelineOptions) -> int:
     place = take_place(stages, accelerator.device)
     stage = take_stage(model, cut, place, accelerator.mixed_precision)
     del model  # a process keeps its own stage only
-    return Training(accelerator, options, data, cut, place, stage).fit()
+    return PipelineTrainer(accelerator, options, data, cut, place, stage).fit()
 
 
 if __name__ == "__main__":

@@ -168,6 +168,9 @@ class CommonOptions:
     log_every: int = option(
         10, "optimizer steps between log lines", "evaluation and files", at_least=1, resume="free"
     )
+    profile: bool = option(
+        False, "write a profiler trace of a few steps", "evaluation and files", resume="free"
+    )
     cpu: bool = option(
         False, "use the CPU although there is a GPU", "evaluation and files", resume="free"
     )
@@ -308,9 +311,6 @@ class TrainingOptions(CommonOptions):
         "optimisation",
         at_least=0,
         below=1,
-    )
-    profile: bool = option(
-        False, "write a profiler trace of a few steps", "evaluation and files", resume="free"
     )
 
     def check(self) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from engine.checkpoint import Checkpoint, save_checkpoint
-from engine.options import CommonOptions, TrainingOptions
+from engine.options import CommonOptions
+from norm import average_running_stats
 
 
 @dataclass
@@ -60,8 +61,25 @@ class State:
     scaler: torch.amp.GradScaler | None
     progress: Progress
 
-    def save(self, folder: Path, options: TrainingOptions, identity: dict[str, Any]) -> None:
-        """Write a checkpoint below ``folder`` and prune the older ones."""
+    @property
+    def model_to_use(self) -> nn.Module:
+        """The model that is evaluated, and saved as the best: the average if there is one."""
+        return self.ema.module if self.ema else self.model
+
+    def weights_to_use(self) -> dict[str, Tensor] | None:
+        """The state dict of ``model_to_use``, on the main process at least."""
+        return self.model_to_use.state_dict()
+
+    def save(self, folder: Path | None, options: CommonOptions, identity: dict[str, Any]) -> None:
+        """Write a checkpoint below ``folder`` (main process) and prune the older ones.
+
+        Plain BatchNorm's running statistics are averaged over the processes first (a collective).
+        """
+        average_running_stats(self.model)
+        if self.ema:
+            average_running_stats(self.ema.module)
+        if folder is None:
+            return
         optimizer = {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.stream import RankBatches, RankShard, SampleKey, SampleStream
-from engine.loaders import Loading, make_loader, started, stop_workers
+from engine.loaders import Loading, make_loader, started
 from pipeline.schedule import Place
 
 Batch = tuple[Tensor | None, Tensor | None]
@@ -113,9 +113,10 @@ class PipelineBatches:
             labels = self.val_labels[mine[first : first + size]]
             yield images, labels if self.has_labels else None
 
-    def close(self) -> None:
-        """End the workers."""
-        stop_workers(self._train_images, self._val_loader)
+    @property
+    def loaders(self) -> tuple[Iterator | DataLoader | None, ...]:
+        """The loaders, whose workers the caller stops."""
+        return self._train_images, self._val_loader
 
 
 def _stack(samples: list[dict[str, Any]]) -> Tensor:

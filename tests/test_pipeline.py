@@ -34,7 +34,7 @@ from pipeline.cut import Stage, costs_of, cut_at, cut_evenly, cut_network, units
 from pipeline.options import PipelineOptions
 from pipeline.schedule import Place, ideal_bubble
 from pipeline.setup import build_model, load_data
-from pipeline.training import Training
+from pipeline.training import PipelineTrainer
 from tasks.classification.dataset import EvalDataset, Reader, TrainDataset
 from tasks.classification.transforms import eval_transform, train_transform
 from tests.conftest import Run, accelerate, flags, launched
@@ -284,17 +284,17 @@ def test_a_run_killed_and_terminated_continues_bit_for_bit(two, tmp_path: Path) 
 
 
 def test_a_signal_gives_its_status(alone, monkeypatch) -> None:
-    step = Training._train_step
+    step = PipelineTrainer._train_step
 
-    def interrupted(self: Training, batch: tuple) -> None:
-        step(self, batch)
-        if self.progress.step == 2:
+    def interrupted(self: PipelineTrainer) -> None:
+        step(self)
+        if self.state.progress.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
             while not self.stop.signum:
                 pass
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_train_step", interrupted)
+        patch.setattr(PipelineTrainer, "_train_step", interrupted)
         run = alone(eval_every=2)
     assert run.status == 130 and run.checkpoints == ["step_00000002"] and not run.evals
     run = alone(eval_every=2, resume="auto")  # the evaluation of step 2 is made up for
