@@ -134,11 +134,14 @@ class PipelineTrainer(Loop):
         return images, None if labels is None else labels.to(self.device, non_blocking=True)
 
     def _measured(self, record: StepRecord) -> dict[str, float]:
-        """The bubble since the last call (a collective)."""
+        bubble = measured_bubble(self._take_times(), self.place, self.device)
+        return {} if bubble is None else {"bubble": bubble}
+
+    def _take_times(self) -> Times:
+        """The times since the last call, which are added to those of the whole run."""
         times = self.pipeline.take_times()
         self.times = Times(*map(sum, zip(self.times, times, strict=True)))
-        bubble = measured_bubble(times, self.place, self.device)
-        return {} if bubble is None else {"bubble": bubble}
+        return times
 
     def _score(self) -> Evaluation:
         """Score the whole validation data (a few collectives).
@@ -169,8 +172,16 @@ class PipelineTrainer(Loop):
         return {"confusion": confusion_figure(details, self.classes)}
 
     def _summary(self) -> dict[str, Any]:
+        """The cut and what it costs (a few collectives)."""
+        self._take_times()
         place, memory = self.place, peak_memory_bytes(self.device)
-        self._measured(None)
+        bubble = measured_bubble(self.times, place, self.device)
+        ideal = ideal_bubble(place.stages, self.options.microbatches)
+        if bubble is not None:
+            self.report.say(
+                f"The stages stood idle for {bubble:.1%} of the time (the bubble); for stages of "
+                f"equal cost it is {ideal:.1%}."
+            )
         processes = gather_object([{"busy_seconds": self.times.busy, "peak_memory_bytes": memory}])
         reason = "The copies of a stage normalise together."
         if place.replicas == 1:
@@ -182,11 +193,7 @@ class PipelineTrainer(Loop):
             "schedule": self.options.schedule,
             "microbatches": self.options.microbatches,
             "replicas": place.replicas,
-            "bubble": {
-                "measured": measured_bubble(self.times, place, self.device),
-                "ideal": ideal_bubble(place.stages, self.options.microbatches),
-                "step_seconds": self.times.lasted,
-            },
+            "bubble": {"measured": bubble, "ideal": ideal, "step_seconds": self.times.lasted},
             "processes": processes,
         }
 

@@ -287,11 +287,11 @@ def test_a_signal_gives_its_status(alone, monkeypatch) -> None:
     step = PipelineTrainer._train_step
 
     def interrupted(self: PipelineTrainer) -> None:
-        step(self)
-        if self.state.progress.step == 2:
+        if self.state.progress.step == 1:
             os.kill(os.getpid(), signal.SIGINT)
             while not self.stop.signum:
                 pass
+        step(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(PipelineTrainer, "_train_step", interrupted)
