@@ -90,7 +90,7 @@ def require_classes(classes: Sequence[str], where: object) -> None:
     if len(classes) < 2:
         raise UserError(
             f"{where} names {len(classes)} class{'' if classes else 'es'} for training, but a "
-            "classifier needs at least 2: add another class."
+            "classifier takes 2 or more: add another class."
         )
 
 

@@ -7,14 +7,12 @@ noise lie over everything.
 """
 
 import colorsys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
-
-from data.png import stored_png
 
 SHAPES = ("disk", "square", "triangle", "ring", "cross", "star")
 # To draw the background and the shapes in.
@@ -29,9 +27,6 @@ COLORS = (
 )
 # Share of the shapes that have the hue their kind prefers.
 PREFERENCE = 0.6
-# For detection: share of pictures without shapes, and the hidden part from which a shape is lost.
-EMPTY = 0.08
-HIDDEN = 0.75
 
 
 @dataclass(frozen=True)
@@ -181,44 +176,3 @@ def draw(
     canvas *= (1 + light[0] * y + light[1] * x).astype(np.float32)[..., None]
     canvas += rng.uniform(2, 12) * rng.standard_normal(canvas.shape, dtype=np.float32)
     return Scene(canvas.clip(0, 255).astype(np.uint8), list(shapes), top)
-
-
-def detection_shapes(rng: np.random.Generator, size: tuple[int, int]) -> list[Shape]:
-    """Between 1 and 8 shapes whose sizes differ by a factor of four, or now and then none."""
-    if rng.uniform() < EMPTY:
-        return []
-    return [
-        replace(random_shape(rng, size), radius=min(size) * 0.07 * 4.0 ** rng.uniform())
-        for _ in range(rng.integers(1, 9))
-    ]
-
-
-def visible_objects(scene: Scene) -> tuple[list[int], np.ndarray]:
-    """The shapes of which enough is seen.
-
-    Returns:
-        Positions in SHAPES and masks of what is seen, bool (N, H, W), from back to front. Shapes of
-        which others hide more than HIDDEN are left out.
-    """
-    kinds, masks = [], []
-    for number, shape in enumerate(scene.shapes):
-        seen = scene.top == number
-        covered = shape.covers(shape.window(scene.top.shape)).sum()
-        if seen.any() and seen.sum() >= (1 - HIDDEN) * covered:
-            kinds.append(SHAPES.index(shape.kind))
-            masks.append(seen)
-    return kinds, np.array(masks, dtype=bool).reshape(-1, *scene.top.shape)
-
-
-def detection_samples(
-    numbers: Iterable[int], seed: Sequence[int], size: tuple[int, int]
-) -> Iterator[tuple[bytes, list[int], np.ndarray]]:
-    """Make pictures and their objects; each is a function of its number, the seed and the size.
-
-    Yields:
-        (image, kinds, masks): a PNG file of ``size`` (height, width), and ``visible_objects``.
-    """
-    for number in numbers:
-        rng = np.random.default_rng([*seed, int(number)])
-        scene = draw(rng, detection_shapes(rng, size), size)
-        yield stored_png(scene.image), *visible_objects(scene)

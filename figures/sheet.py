@@ -50,7 +50,7 @@ def legend(classes: Sequence[str], colors: Sequence[Color], width: int) -> torch
 def _legend_entry(name: str, color: Color) -> torch.Tensor:
     box = torch.tensor(color, dtype=torch.uint8)[:, None, None].expand(3, LINE - 8, LINE - 8)
     box = F.pad(F.pad(box, [1], fill=list(INK)), [0, 3, GAP, 3], fill=list(PAPER))
-    return torch.cat([box, text_line((name, INK))], dim=2)
+    return torch.cat([box, text_line((f"{name}   ", INK))], dim=2)  # apart from the next box
 
 
 def _fitted(panel: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Faster R-CNN, RetinaNet and FCOS over any backbone, with BatchNorm that can be synchronised.
 
 torchvision's parts around a backbone of models/backbones.py and a feature pyramid. Every
-normalisation layer, in the backbone, the pyramid and the heads, is a plain nn.BatchNorm2d.
+normalisation layer, in the backbone, the pyramid and the heads, is a plain ``nn.BatchNorm2d``.
 """
 
 from collections import OrderedDict
@@ -29,11 +29,11 @@ ANCHOR_RATIOS = (0.5, 1.0, 2.0)
 
 
 class Pyramid(nn.Module):
-    """A backbone and its feature pyramid (arXiv:1612.03144), as torchvision's detectors want it.
+    """A backbone and its feature pyramid (arXiv:1612.03144), as torchvision's detectors take it.
 
     Args:
         backbone: of models/backbones.py.
-        finest: stride of the finest map read.
+        finest: stride of the finest map that is read.
         extra: levels added below the coarsest, each by a convolution of stride 2.
         pool: add one level by subsampling the coarsest, as Faster R-CNN does for its proposals.
     """
@@ -72,9 +72,14 @@ class JointTower(nn.Module):
     """3x3 convolutions shared by all levels of a pyramid, with BatchNorm over all levels together.
 
     One BatchNorm called level by level would train with each level's statistics and evaluate with
-    a mixture of them that suits none, which costs such heads much of their score
-    (arXiv:2105.07576, section 5). Together there is one set of statistics, the same in training
-    and evaluation, and in SyncBatchNorm one exchange between processes in place of one per level.
+    a mixture of them that fits no level, which costs such heads much of their score
+    (arXiv:2105.07576, section 5). Over all levels together there is one set of statistics, the same
+    in training and evaluation, and SyncBatchNorm needs one exchange between processes instead of
+    one per level.
+
+    Args:
+        channels: of every map.
+        depth: number of convolutions.
     """
 
     def __init__(self, channels: int, depth: int = TOWER_DEPTH) -> None:
@@ -99,7 +104,7 @@ class JointTower(nn.Module):
 
 
 class _Towers:
-    """Mixed into a dense head of torchvision: joint towers in place of its own convolutions."""
+    """Mixed into a dense head of torchvision: joint towers instead of its own convolutions."""
 
     def use_joint_towers(self, channels: int) -> None:
         self.cls_tower, self.box_tower = JointTower(channels), JointTower(channels)
@@ -142,8 +147,8 @@ class JointFCOSHead(_Towers, FCOSHead):
 def build_faster_rcnn(backbone: nn.Module, num_classes: int) -> nn.Module:
     """Faster R-CNN with maps from stride 4 on and anchors of 8 strides, 32 pixels and up.
 
-    It learns from 128 proposals of a picture, as in arXiv:1504.08083, section 2.3. torchvision
-    takes 512, for pictures of 800 pixels; most of a step's time is spent on them.
+    It learns from 128 proposals per image, as in arXiv:1504.08083, section 2.3. torchvision takes
+    512, for images of 800 pixels; most of a step's time is spent on them.
     """
     pyramid = Pyramid(backbone, 4, pool=True)
     pooled = [str(i) for i in range(len(pyramid.levels))]
@@ -165,7 +170,7 @@ def build_faster_rcnn(backbone: nn.Module, num_classes: int) -> nn.Module:
 def build_retinanet(
     backbone: nn.Module, num_classes: int, image_size: tuple[int, int] | None = None
 ) -> nn.Module:
-    """RetinaNet with maps from stride 8 on and three sizes of anchors from 4 strides on each."""
+    """RetinaNet with maps from stride 8 on, each with three sizes of anchors from 4 strides on."""
     pyramid = _dense_pyramid(backbone, image_size)
     sizes = tuple(tuple(4 * s * 2 ** (i / 3) for i in range(3)) for s in pyramid.strides)
     anchors = AnchorGenerator(sizes, (ANCHOR_RATIOS,) * len(sizes))
@@ -187,9 +192,9 @@ def build_fcos(
 
 
 def _dense_pyramid(backbone: nn.Module, image_size: tuple[int, int] | None) -> Pyramid:
-    """Maps from stride 8 to 128, but none added of less than 4 pixels.
+    """Maps from stride 8 to 128, but no added one of less than 4 pixels.
 
-    The anchors of such a level would be larger than the picture.
+    The anchors of such a level would be larger than the image.
     """
     coarsest = 128 if image_size is None else min(128, min(image_size) // 4)
     last, extra = backbone.strides[-1], 0

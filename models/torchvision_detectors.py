@@ -1,10 +1,10 @@
-"""torchvision's detectors behind the interface of models/detector_output.py, and their weights.
+"""torchvision's detectors behind the interface of models/detector_interface.py, and their weights.
 
-torchvision takes a list of pictures and returns either losses or detections, by its mode. Here the
-targets decide, so that a validation loss needs no other mode. The parts keep their names: weights
-are interchangeable with torchvision's.
+torchvision takes a list of images and returns either losses or detections, depending on its mode.
+Here the targets decide, so that a validation loss needs no change of mode. The parts keep their
+names: weights are interchangeable with torchvision's.
 
-What is normalised how stays as torchvision has it. Built without published weights all have plain
+The normalisation layers are torchvision's. Without published weights all models have plain
 BatchNorm. With them the backbones of fasterrcnn_resnet50_fpn, fasterrcnn_mobilenet_v3_large*,
 retinanet_resnet50_fpn, fcos_resnet50_fpn and maskrcnn_resnet50_fpn have FrozenBatchNorm, the _v2
 models and ssdlite plain BatchNorm. The heads of fcos_resnet50_fpn and retinanet_resnet50_fpn_v2
@@ -26,17 +26,17 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from errors import UserError
-from models.detector_output import Detections, DetectorLosses
+from models.detector_interface import Detections, DetectorLosses
 from models.pretrained import downloading
 from models.pretrained_heads import BACKGROUND, HEADS, replace_heads
 
 
 class _Adapter:
-    """Mixed into a torchvision detector: the interface of models/detector_output.py.
+    """Mixed into a torchvision detector: the interface of models/detector_interface.py.
 
-    torchvision returns means over the batch. They are multiplied by the number of pictures and to
-    be divided by the global one. That equals the loss of the global batch where each picture's
-    part is a mean by itself (RetinaNet); where the batch's samples or positives are counted
+    torchvision returns means over the batch. They are multiplied by the number of images, and are
+    to be divided by the global number. That equals the loss of the global batch where each image's
+    part is a mean by itself (RetinaNet). Where the samples or positives of the batch are counted
     together (the others) it does so only on average.
     """
 
@@ -46,7 +46,7 @@ class _Adapter:
     def forward(
         self, images: Tensor, targets: dict[str, Tensor] | None = None, detect: bool = False
     ) -> DetectorLosses | list[Detections] | tuple[DetectorLosses, list[Detections]]:
-        """Losses where targets are given, else detections; with `detect` both."""
+        """Losses where targets are given, else detections; with ``detect`` both."""
         if targets is None:
             return [self._to_detections(found) for found in super().forward(list(images))]
         if detect:
@@ -58,13 +58,13 @@ class _Adapter:
         return DetectorLosses(parts)
 
     def _unpad(self, targets: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        pictures = []
+        images = []
         for i, labels in enumerate(targets["labels"]):
             real = labels >= 0
-            picture = {name: values[i][real] for name, values in targets.items()}
-            picture["labels"] = picture["labels"] + self.first_label
-            pictures.append(picture)
-        return pictures
+            image = {name: values[i][real] for name, values in targets.items()}
+            image["labels"] = image["labels"] + self.first_label
+            images.append(image)
+        return images
 
     def _to_detections(self, found: dict[str, Tensor]) -> Detections:
         found = {**found, "labels": found["labels"] - self.first_label}
@@ -105,16 +105,16 @@ DETECTORS = {
     FCOS: FCOSDetector,
 }
 
-# The parts of a detector that do something else while training; none of them normalises.
+# The parts of a detector that behave differently in training; none of them normalises.
 _BRANCHING = (*DETECTORS, RegionProposalNetwork, RoIHeads, GeneralizedRCNNTransform)
 
 
 @contextmanager
 def _training_branches(model: nn.Module) -> Iterator[None]:
-    """Let a detector compute its losses whatever its mode.
+    """Let a detector compute its losses in either mode.
 
-    Normalisation layers and dropout stay in the model's mode: a validation loss is that of the
-    running statistics, and leaves them alone.
+    Normalisation layers and dropout stay in the model's mode: a validation loss uses the running
+    statistics and doesn't change them.
     """
     flipped = [m for m in model.modules() if isinstance(m, _BRANCHING) and not m.training]
     for module in flipped:
@@ -128,7 +128,7 @@ def _training_branches(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _one_pass(backbone: nn.Module) -> Iterator[None]:
-    """Let a backbone keep the maps of a batch, from which losses and detections both start."""
+    """Let a backbone keep the maps of a batch, which both losses and detections start from."""
     forward, kept = backbone.forward, []
 
     def once(images: Tensor) -> Any:
@@ -144,22 +144,22 @@ def _one_pass(backbone: nn.Module) -> Iterator[None]:
 
 
 class KeepSize(GeneralizedRCNNTransform):
-    """torchvision's transform without its resizing: pictures come in at the size they train at."""
+    """torchvision's transform without its resizing: images come in at the size they train at."""
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Picture and target as they are."""
+        """Image and target as they are."""
         return image, target
 
 
 def prepare(model: nn.Module) -> nn.Module:
     """Make a torchvision detector fit for training at one size and in mixed precision.
 
-    Pictures keep their size, except ssdlite's: that works at its own alone, and resizes on the
-    device. And what the boxes are computed from becomes float32 under autocast. torchvision would
-    compute anchors and boxes in the type of the features: bfloat16 rounds a coordinate beyond 512
-    pixels to a multiple of 4.
+    Images keep their size, except in ssdlite, which works at one size only and resizes on the
+    device. Under autocast the features that boxes are computed from become float32. torchvision
+    would compute anchors and boxes in the type of the features, and bfloat16 rounds a coordinate
+    beyond 512 pixels to a multiple of 4.
     """
     if not isinstance(model, SSD):
         old = model.transform
@@ -186,16 +186,17 @@ def build_torchvision_detector(
     trainable_layers: int | None = None,
     class_names: Sequence[str] | None = None,
 ) -> nn.Module:
-    """torchvision's detector called `name`, from scratch or with published weights.
+    """The detector of torchvision called ``name``, from scratch or with published weights.
 
     Args:
         name: a name in torchvision's list of models.
         num_classes: without a background.
         weights: none, default (trained on COCO) or backbone (trained on ImageNet).
-        trainable_layers: how many of the backbone's stages train, from the last one: 0 to 5 of a
-            ResNet, 0 to 6 of MobileNetV3. None: torchvision's choice, 3 of them, or all of ssdlite.
-        class_names: name of each class. Heads trained on COCO keep what they know of the classes of
-            these names; without names they are kept where the number of classes is theirs.
+        trainable_layers: how many of the backbone's stages train, counted from the last: 0 to 5 of
+            a ResNet, 0 to 6 of MobileNetV3. None for torchvision's choice: 3, or all of ssdlite.
+        class_names: name of each class. Heads trained on COCO keep what they learnt about the
+            classes of these names. Without names they are kept where the number of classes is
+            theirs.
 
     Raises:
         UserError: trainable_layers is out of range or has no effect, or a download failed.
@@ -204,20 +205,20 @@ def build_torchvision_detector(
     if trainable_layers is not None:
         if weights == "none":
             raise UserError(
-                f"--trainable_layers {trainable_layers} freezes layers of published weights: add "
-                "--weights default or backbone with it, or leave it out."
+                f"trainable_layers={trainable_layers} freezes layers of published weights: choose "
+                'weights="default" or "backbone" with it, or leave it out.'
             )
         if not 0 <= trainable_layers <= most:
             raise UserError(
-                f"--trainable_layers {trainable_layers} is out of range: {name} has {most} stages, "
+                f"trainable_layers={trainable_layers} is out of range: {name} has {most} stages, "
                 f"so choose from 0 (all frozen) to {most} (all trained)."
             )
     one_label_more = name.startswith(("fasterrcnn", "maskrcnn", "ssdlite"))
     options = {"num_classes": num_classes + one_label_more}
     if name.startswith("fasterrcnn_mobilenet"):
-        # torchvision drops proposals scored below 0.05 here. Once a network has learnt a data set
-        # with empty pictures this can leave a batch with none at all, and the mean loss over no
-        # proposals is NaN. The limits on their number bound the cost.
+        # torchvision drops proposals that score below 0.05 here. Once a network has learnt a data
+        # set with empty images this can leave a batch without any proposal, and the mean loss over
+        # none is NaN. The limits on their number bound the cost.
         options["rpn_score_thresh"] = 0.0
     if weights == "none":
         model = _build(name, weights=None, weights_backbone=None, **options)
@@ -248,7 +249,7 @@ def build_torchvision_detector(
 
 
 def set_limits(model: nn.Module, score_threshold: float, max_detections: int) -> None:
-    """Which detections a torchvision detector keeps: from which score, and how many a picture."""
+    """Set which detections a detector keeps: from which score, and how many per image."""
     part = model.roi_heads if hasattr(model, "roi_heads") else model
     part.score_thresh, part.detections_per_img = score_threshold, max_detections
 

@@ -3,10 +3,10 @@
     backbone, feature maps at strides 8, 16, 32 → PAN neck → for each level and cell a score per
     class and one box
 
-Every cell predicts a box by the offset of its centre from the cell's and by its size. Which cells
-learn an object is decided by the loss, while training, so there are no anchor sizes to
-fit to a data set. The finest stride of 8 reaches objects of some 8 pixels; a level at stride 4
-would find smaller ones, at three times the cells and about twice the time of a step.
+Every cell predicts a box by the offset of its centre from the cell's and by its size. The loss
+decides during training which cells learn an object, so there are no anchor sizes to fit to a data
+set. The finest stride of 8 reaches objects of some 8 pixels; a further level at stride 4 would find
+smaller ones, with four times the cells and about twice the time of a step.
 """
 
 import math
@@ -15,19 +15,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from data.pixels import IMAGENET
 from errors import UserError
 from models.blocks import ConvBNAct, ResidualBlock
-from models.detector_output import Detections, DetectorLosses, select_detections
+from models.detector_interface import Detections, DetectorLosses
 
 STRIDES = (8, 16, 32)
 
-# Initial side of a predicted box in strides, 32, 64 and 128 pixels: about the middle of the sizes
-# that each level is for.
+# Initial side of a predicted box in strides. That is 32, 64 and 128 pixels, about the middle of the
+# sizes that each level is for.
 START_SIZE = 4.0
-# Initial score of every class and cell, since nearly all of them show no object: without it the
-# first steps would do nothing but learn that (arXiv:1708.02002, section 3.3).
+# Initial score of every class and cell. Nearly all cells show no object, and with higher scores the
+# first steps would only learn that (arXiv:1708.02002, section 3.3).
 START_SCORE = 0.01
 
 # The backbone (arguments of SyncBNBackbone), and the channels and blocks of neck and head.
@@ -51,7 +52,13 @@ YOLO_SIZES = {
 
 
 class CSPBlock(nn.Module):
-    """Residual blocks on half of the channels, and the other half past them (arXiv:1911.11929)."""
+    """Residual blocks on half of the channels; the other half passes by (arXiv:1911.11929).
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        depth: number of residual blocks.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, depth: int = 1) -> None:
         super().__init__()
@@ -68,10 +75,13 @@ class CSPBlock(nn.Module):
 
 
 class PAN(nn.Module):
-    """Path aggregation (arXiv:1803.01534): what flows to the fine maps, then where to the coarse.
+    """Path aggregation (arXiv:1803.01534): from coarse maps to fine ones, and back to coarse ones.
 
-    `in_channels` are those of the backbone's maps, fine to coarse; `extra` more levels are added
-    below the coarsest. All maps that come out have `width` channels.
+    Args:
+        in_channels: of the backbone's maps, fine to coarse.
+        width: channels of every map that comes out.
+        depth: residual blocks in each block.
+        extra: levels added below the coarsest, each by a convolution of stride 2.
     """
 
     def __init__(
@@ -95,14 +105,19 @@ class PAN(nn.Module):
             maps[i] = self.top_down[i](torch.cat([maps[i], coarse], 1))
         for i in range(len(maps) - 1):
             fine = self.down[i](maps[i])
-            if fine.shape != maps[i + 1].shape:  # of a backbone that rounds odd sizes down
+            if fine.shape != maps[i + 1].shape:  # the backbone rounds odd sizes down
                 fine = F.interpolate(fine, size=maps[i + 1].shape[-2:], mode="nearest")
             maps[i + 1] = self.bottom_up[i](torch.cat([maps[i + 1], fine], 1))
         return maps
 
 
 class DecoupledHead(nn.Module):
-    """Scores and boxes of one level, each by two convolutions of its own (arXiv:2107.08430)."""
+    """Scores and boxes of one level, each by two convolutions of its own (arXiv:2107.08430).
+
+    Args:
+        width: channels of the level's map.
+        num_classes: K.
+    """
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
@@ -123,19 +138,22 @@ class DecoupledHead(nn.Module):
 
 
 class Yolo(nn.Module):
-    """The detector over a backbone; models/detector_output.py says what goes in and out.
+    """The detector over a backbone; models/detector_interface.py says what goes in and out.
 
-    Its losses are to be divided by the global sum of `positives`, which is known only after the
+    Its losses are to be divided by the global sum of ``positives``, which is known only after the
     forward pass.
 
     Args:
         backbone: with a feature map at stride 8; the strides it lacks are added.
         num_classes: K.
-        loss: called as `loss(logits, boxes, centers, strides, targets)` in the forward pass, with
+        loss: called as ``loss(logits, boxes, centers, strides, targets)`` in the forward pass, with
             logits (B, A, K), boxes (B, A, 4) in pixels, and each prediction's cell: centers (A, 2)
             and strides (A,). None for a network that only detects.
         width: channels of neck and heads.
         depth: residual blocks in each block of the neck.
+
+    Raises:
+        UserError: the backbone has no feature map at stride 8.
     """
 
     divides_by = "positives"
@@ -154,17 +172,18 @@ class Yolo(nn.Module):
         self.levels = [backbone.strides.index(s) for s in STRIDES if s in backbone.strides]
         if STRIDES[0] not in backbone.strides:
             raise UserError(
-                f"this backbone has feature maps at strides {backbone.strides}, and the detector "
-                f"needs one at {STRIDES[0]}: choose a --backbone such as timm/resnet18."
+                f"This backbone has feature maps at strides {backbone.strides}, and the detector "
+                f"needs one at {STRIDES[0]}: choose another backbone, such as timm/resnet18."
             )
         channels = [backbone.channels[level] for level in self.levels]
         self.backbone = backbone
-        # Such a backbone would enlarge other pictures, and with them the strides.
+        # A backbone with this attribute would enlarge images of other sizes, and with them the
+        # strides. Padding them here keeps the strides.
         self.multiple = getattr(backbone, "round_to", 1)
         self.neck = PAN(channels, width, depth, extra=len(STRIDES) - len(channels))
         self.heads = nn.ModuleList(DecoupledHead(width, num_classes) for _ in STRIDES)
         self.score_thresh, self.detections_per_img = 0.001, 100  # torchvision's names
-        # Constants, which no weights file needs to hold.
+        # Constants, which weights files don't hold.
         rgb = torch.tensor(IMAGENET)[:, :, None, None]
         self.register_buffer("mean", rgb[0], persistent=False)
         self.register_buffer("std", rgb[1], persistent=False)
@@ -172,7 +191,13 @@ class Yolo(nn.Module):
     def forward(
         self, images: Tensor, targets: dict[str, Tensor] | None = None, detect: bool = False
     ) -> DetectorLosses | list[Detections] | tuple[DetectorLosses, list[Detections]]:
-        """Losses where targets are given, else detections; with `detect` both."""
+        """Losses where targets are given, else detections; with ``detect`` both.
+
+        Raises:
+            ValueError: targets are given and the network has no loss.
+        """
+        if targets is not None and self.loss is None:
+            raise ValueError("This Yolo was built with loss=None, so it takes no targets.")
         height, width = images.shape[-2:]
         padding = (0, -width % self.multiple, 0, -height % self.multiple)
         padded = F.pad((images - self.mean) / self.std, padding)
@@ -182,7 +207,7 @@ class Yolo(nn.Module):
             *(head(m) for head, m in zip(self.heads, maps, strict=True)), strict=True
         )
 
-        # What follows in full precision: IoU in half precision is too coarse to learn from.
+        # The rest is computed in full precision: IoU in half precision is too coarse to learn from.
         dtype = torch.promote_types(logits[0].dtype, torch.float32)
         with torch.autocast(images.device.type, enabled=False):
             logits, codes = torch.cat(logits, 1).to(dtype), torch.cat(codes, 1).to(dtype)
@@ -204,19 +229,57 @@ class Yolo(nn.Module):
         ]
 
 
-def cells(
-    sizes: Sequence[tuple[int, int]], picture: tuple[int, int], like: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Centre (A, 2), x and y, and stride (A,) of the cells of all levels, in pixels.
+def select_detections(
+    boxes: Tensor,
+    scores: Tensor,
+    image_size: tuple[int, int],
+    *,
+    score_threshold: float = 0.001,
+    iou_threshold: float = 0.6,
+    candidates: int = 1000,
+    max_detections: int = 100,
+) -> Detections:
+    """Non-maximum suppression for one image: of overlapping boxes of a class the best remains.
 
-    `sizes` are the (height, width) of the maps, `picture` that of what they show; `like` gives type
-    and device. The cells of a map that is too small for the level's stride lie further apart, so
-    that those of each level cover the whole picture.
+    Args:
+        boxes: (A, 4) x1, y1, x2, y2; every box may be found as several classes.
+        scores: (A, K) in [0, 1].
+        image_size: (height, width), which the boxes are clipped to.
+        score_threshold: detections with a lower score are left out.
+        iou_threshold: boxes of one class that overlap more are the same object.
+        candidates: how many of the best (box, class) pairs are looked at.
+        max_detections: how many remain at most.
+    """
+    classes = scores.shape[1]
+    best, index = scores.flatten().topk(min(candidates, scores.numel()))
+    kept = (best > score_threshold).nonzero().flatten()  # the host waits for the device here
+    index, best = index[kept], best[kept]
+    found = clip_boxes_to_image(boxes[index // classes], image_size)
+    labels = index % classes
+    keep = batched_nms(found, best, labels, iou_threshold)[:max_detections]
+    return {"boxes": found[keep], "scores": best[keep], "labels": labels[keep]}
+
+
+def cells(
+    sizes: Sequence[tuple[int, int]], image_size: tuple[int, int], like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The cells of all levels, in pixels.
+
+    The cells of a map that is too small for the level's stride lie further apart, so that those of
+    each level cover the whole image.
+
+    Args:
+        sizes: (height, width) of each level's map.
+        image_size: (height, width) of the image.
+        like: gives type and device.
+
+    Returns:
+        Centres (A, 2) as x and y, and strides (A,).
     """
     options = {"dtype": like.dtype, "device": like.device}
     centers, strides = [], []
     for (height, width), stride in zip(sizes, STRIDES, strict=True):
-        down, across = max(stride, picture[0] / height), max(stride, picture[1] / width)
+        down, across = max(stride, image_size[0] / height), max(stride, image_size[1] / width)
         y, x = torch.meshgrid(
             (torch.arange(height, **options) + 0.5) * down,
             (torch.arange(width, **options) + 0.5) * across,
@@ -228,10 +291,18 @@ def cells(
 
 
 def decode(codes: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
-    """Codes (..., A, 4) → boxes (..., A, 4), x1, y1, x2, y2 in pixels.
+    """The boxes that codes stand for.
 
     A code is the shift of the centre in strides, and the logarithm of the size in START_SIZE
-    strides, limited so that a prediction gone astray stays finite.
+    strides, which is limited so that every box stays finite.
+
+    Args:
+        codes: (..., A, 4).
+        centers: (A, 2) x, y of each prediction's cell.
+        strides: (A,) side of each prediction's cell.
+
+    Returns:
+        (..., A, 4) x1, y1, x2, y2 in pixels.
     """
     unit = strides.unsqueeze(-1)
     center = centers + codes[..., :2] * unit

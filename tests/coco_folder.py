@@ -20,13 +20,13 @@ def write_coco(
     empty_val: float = 0.2,
     classes: int = 4,
 ) -> Path:
-    """Write pictures and their objects.
+    """Write images and their objects.
 
     Args:
         folder: where.
-        train: number of training pictures.
-        val: number of validation pictures.
-        empty: share of the training pictures without an object.
+        train: number of training images.
+        val: number of validation images.
+        empty: share of the training images without an object.
         empty_val: the same for validation.
         classes: how many of the categories to declare; only those but "nowhere" have objects.
     """
@@ -54,19 +54,15 @@ def write_coco(
             images.append({"id": 100 + number, "file_name": name, "height": 48, "width": 64})
             for kind, shape in zip(kinds, shapes, strict=True):
                 rows, columns = shape.window(SIZE)
-                box = [
-                    columns.start,
-                    rows.start,
-                    columns.stop - columns.start,
-                    rows.stop - rows.start,
-                ]
+                width, height = columns.stop - columns.start, rows.stop - rows.start
+                box = [columns.start, rows.start, width, height]
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
                         "image_id": 100 + number,
                         "category_id": kind,
                         "bbox": box,
-                        "area": box[2] * box[3],
+                        "area": width * height,
                         "iscrowd": int(rng.uniform() < 0.1),
                         "segmentation": [],
                     }

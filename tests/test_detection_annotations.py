@@ -6,14 +6,15 @@ import datasets
 import pytest
 
 from errors import UserError
-from tasks.detection.dataset import load_detection
 from tests.coco_folder import write_coco
 from tests.test_detection_data import (
+    MASKS,
     POLYGON,
     annotation,
     coco_content,
     hub_rows,
     is_one_sentence,
+    load,
     make_coco,
     make_voc,
     save_image,
@@ -25,7 +26,7 @@ from tests.test_detection_data import (
 def refusal(dataset: str, folder: Path | None, **options) -> str:
     """The one sentence by which a data set is refused; it names a path in the folder."""
     with pytest.raises(UserError) as caught:
-        load_detection(dataset, folder and str(folder), **options)
+        load(dataset, folder and str(folder), **options)
     message = str(caught.value)
     assert is_one_sentence(message), message
     assert folder is None or str(folder) in message
@@ -66,7 +67,7 @@ def image(**changes) -> dict:
 @pytest.mark.parametrize("with_masks", [False, True])
 def test_a_coco_record_that_cannot_be_used_is_shown(tmp_path, changes, words, with_masks):
     make_coco(tmp_path, **changes)
-    assert words in refusal("coco", tmp_path, with_masks=with_masks)
+    assert words in refusal("coco", tmp_path, **(MASKS if with_masks else {}))
 
 
 def test_coco_ids_may_be_texts_and_numbers(tmp_path):
@@ -75,7 +76,7 @@ def test_coco_ids_may_be_texts_and_numbers(tmp_path):
     content["images"][0]["id"] = "first"
     for entry in content["annotations"]:
         entry |= {"image_id": "first", "iscrowd": "0"}
-    data = load_detection("coco", make_coco(tmp_path, **content))
+    data = load("coco", make_coco(tmp_path, **content))
     assert data.classes == ["cat", "dog"] and data.train["image_id"][:] == [0, 9]
     truth = truth_of(data)
     assert truth["labels"].tolist() == [1, 0] and truth["iscrowd"].tolist() == [0, 0]
@@ -84,16 +85,16 @@ def test_coco_ids_may_be_texts_and_numbers(tmp_path):
 def test_a_mask_that_cannot_be_drawn_is_left_out_with_a_note(tmp_path):
     content = coco_content()
     content["annotations"][0]["segmentation"] = POLYGON[0]
-    data = load_detection("coco", make_coco(tmp_path, **content), with_masks=True)
+    data = load("coco", make_coco(tmp_path, **content), **MASKS)
     assert len(truth_of(data)["labels"]) == 1 and "1 box" in data.notes[0]
     assert "has no mask" in data.train[0]["dropped"][0]
 
 
-def test_coco_validation_never_reads_training_pictures(tmp_path):
+def test_coco_validation_never_reads_training_images(tmp_path):
     write_coco(tmp_path, train=6, val=6)
     for split in ("train", "val"):
         (tmp_path / f"{split}2017").rename(tmp_path / split)
-    data = load_detection("coco", str(tmp_path))
+    data = load("coco", str(tmp_path))
     for split, rows in (("train", data.train), ("val", data.val)):
         paths = [Path(cell["path"]) for cell in rows["image"][:]]
         assert {path.parent.name for path in paths} == {split} and all(map(Path.exists, paths))
@@ -101,10 +102,10 @@ def test_coco_validation_never_reads_training_pictures(tmp_path):
     assert "instances_val2017.json" in refusal("coco", tmp_path)
 
 
-def test_coco_folder_is_the_one_with_most_of_the_pictures(tmp_path):
+def test_coco_folder_is_the_one_with_most_of_the_images(tmp_path):
     write_coco(tmp_path, train=6, val=6)
     (tmp_path / "val2017/000.png").rename(tmp_path / "000.png")
-    data = load_detection("coco", str(tmp_path))
+    data = load("coco", str(tmp_path))
     assert {Path(cell["path"]).parent.name for cell in data.val["image"][:]} == {"val2017"}
 
 
@@ -119,12 +120,12 @@ def test_voc_names_with_spaces_and_suffixes(tmp_path):
         (tmp_path / f"Annotations/{name}.xml").write_text(text)
     names = tmp_path / "ImageSets/Main/train.txt"
     names.write_text("a cell\na cell.jpg\na  -1\ntrain_1.jpg\n")
-    data = load_detection("voc", str(tmp_path))
+    data = load("voc", str(tmp_path))
     stems = [Path(cell["path"]).stem for cell in data.train["image"][:]]
     assert stems == ["a cell", "a cell", "a", "train_1"]
     assert len(truth_of(data, 0)["labels"]) == 6
     names.write_text("a blob\n")
-    assert "no picture a blob" in refusal("voc", tmp_path)
+    assert "no image a blob" in refusal("voc", tmp_path)
     names.write_bytes(b"caf\xe9\n")
     assert "train.txt can't be read (it is not text in UTF-8)" in refusal("voc", tmp_path)
 
@@ -132,7 +133,7 @@ def test_voc_names_with_spaces_and_suffixes(tmp_path):
 @pytest.mark.parametrize("size", [("inf", 20), (-3, 20), (20, "nan"), (20, "wide")])
 def test_voc_sizes_that_are_none(tmp_path, size):
     make_voc(tmp_path, voc_object(), size)
-    assert "train_1.xml is no valid VOC annotation" in refusal("voc", tmp_path)
+    assert "train_1.xml is not a valid VOC annotation" in refusal("voc", tmp_path)
 
 
 # yolo
@@ -160,7 +161,7 @@ def make_yolo(root: Path, line="0 0.5 0.5 0.2 0.2", description: str | None = No
 @pytest.mark.parametrize("with_masks", [False, True])
 def test_yolo_lines_that_cannot_be_used(tmp_path, line, words, with_masks):
     make_yolo(tmp_path, line)
-    assert words in refusal("yolo", tmp_path, with_masks=with_masks)
+    assert words in refusal("yolo", tmp_path, **(MASKS if with_masks else {}))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_yolo_class_files_that_name_a_class_twice(tmp_path):
 def test_yolo_joins_several_folders(tmp_path):
     make_yolo(tmp_path, description="train: [images/train, images/more]")
     save_image(tmp_path / "images/more/b.jpg")
-    assert len(load_detection("yolo", str(tmp_path)).train) == 2
+    assert len(load("yolo", str(tmp_path)).train) == 2
 
 
 # hub
@@ -215,8 +216,8 @@ def hub_folder(path: Path, cell: dict, feature=OF_LISTS, count=2) -> Path:
 @pytest.mark.parametrize(
     ("cell", "words"),
     [
-        ({"bbox": [[1, 1, 5, 5]], "category": [1, 2], "area": [1]}, "not of one length"),
-        ({"bbox": [[1, 1, 5, 5]], "category": [1], "area": [1, 2]}, "not of one length"),
+        ({"bbox": [[1, 1, 5, 5]], "category": [1, 2], "area": [1]}, "differ in length"),
+        ({"bbox": [[1, 1, 5, 5]], "category": [1], "area": [1, 2]}, "differ in length"),
         ({"bbox": [[1, None, 5, 5]], "category": [1], "area": [1]}, "something else than numbers"),
         ({"bbox": [[1, 5, 5]], "category": [1], "area": [1]}, "not four numbers"),
         ({"bbox": [[1, 1, 5, 5]], "category": [1], "area": [-1]}, "area -1"),
@@ -236,7 +237,7 @@ def test_hub_boxes_of_text_are_refused(tmp_path):
     assert "something else than numbers" in refusal(name, None, **COLUMNS)
 
 
-def test_hub_pictures_are_not_copied(tmp_path, monkeypatch):
+def test_hub_images_are_not_copied(tmp_path, monkeypatch):
     cell = {"bbox": [[1, 1, 5, 5]], "category": [1], "area": [None]}
     name = f"hub:{hub_folder(tmp_path, cell)}"
 
@@ -244,7 +245,7 @@ def test_hub_pictures_are_not_copied(tmp_path, monkeypatch):
         raise AssertionError("rows are written to the disk")
 
     monkeypatch.setattr(datasets.Dataset, "map", refuse)
-    data = load_detection(name, **COLUMNS)
+    data = load(name, **COLUMNS)
     assert truth_of(data)["area"].tolist() == [25]
     with pytest.raises(UserError, match="doesn't hold images"):
-        load_detection(name, image_column="number", objects_column="things")
+        load(name, image_column="number", objects_column="things")

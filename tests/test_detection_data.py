@@ -12,34 +12,51 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
-from data import synthetic
 from data.decode import SampleError
 from data.png import stored_png
-from data.stream import SampleStream
+from data.stream import SampleKey
+from data.synthetic import Shape, draw
 from errors import UserError
+from figures.sheet import contact_sheet
 from tasks.detection import instance_masks
-from tasks.detection.check import survey_detection
-from tasks.detection.dataset import (
-    DetectionDataset,
-    collate_eval,
-    collate_train,
-    load_detection,
-    to_original,
-)
-from tasks.detection.figures import contact_sheet, detection_panel, draw_objects, with_crowds
-from tasks.detection.geometry import Window, boxes_like, cut, letterbox
+from tasks.detection.batches import collate_eval, collate_train
+from tasks.detection.check import Survey, survey
+from tasks.detection.dataset import EvalDataset, Reader, TrainDataset
+from tasks.detection.figures import detection_panel, draw_objects, pr_curves_figure, with_crowds
+from tasks.detection.geometry import Window, boxes_like, cut, letterbox, to_original
+from tasks.detection.metrics import RECALLS
 from tasks.detection.mixing import copy_paste, jittered, mixup, mosaic
-from tasks.detection.pr_curves import pr_curves_picture
-from tasks.detection.transforms import eval_transform, train_transform
+from tasks.detection.options import DetectionOptions
+from tasks.detection.rows import DetectionData
+from tasks.detection.sources import load_data
+from tasks.detection.synthetic import random_shapes, visible_objects
+from tasks.detection.transforms import EvalTransform, TrainTransform
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 
-PLAIN = {"color_jitter": (0, 0, 0, 0), "hflip": 0}
+PLAIN = {"color_jitter": [0, 0, 0, 0], "hflip": 0}
+MASKS = {"model": "maskrcnn_resnet50_fpn"}
+
+
+def load(dataset="synthetic", data_dir: str | None = None, **options) -> DetectionData:
+    """The data set that options name."""
+    parsed = DetectionOptions(dataset=dataset, data_dir=data_dir, **options)
+    parsed.check()
+    return load_data(parsed)
 
 
 @pytest.fixture(scope="module")
 def shapes():
-    return load_detection(limit_train=24, limit_val=8, seed=3, image_size=(64, 96), with_masks=True)
+    return load(limit_train=24, limit_val=8, seed=3, image_size=[64, 96], **MASKS)
+
+
+def transform_of(height: int, width: int, mosaic_until=1, **options) -> TrainTransform:
+    """The training transform to a size."""
+    return TrainTransform(DetectionOptions(image_size=[height, width], **options), mosaic_until)
+
+
+def key(index=0, epoch=0, position=0) -> SampleKey:
+    return SampleKey(epoch, index, position)
 
 
 def save_image(path: Path, size=(20, 30)) -> None:
@@ -52,8 +69,16 @@ def is_one_sentence(message: str) -> bool:
     return message.endswith(".") and "\n" not in message and ". " not in body and len(message) < 600
 
 
-def truth_of(data, index=0, split="train", **options) -> dict:
-    return DetectionDataset(getattr(data, split), data, **options).read(index)[1]
+def truth_of(data, index=0, split="train", with_masks=False) -> dict:
+    return Reader(getattr(data, split), with_masks).read(index)[1]
+
+
+def survey_of(data: DetectionData, num_workers=0) -> Survey:
+    return survey(Reader(data.train), num_workers, len(data.classes))
+
+
+def letterboxed(data: DetectionData, *size: int, with_masks=False) -> EvalDataset:
+    return EvalDataset(Reader(data.val, with_masks), EvalTransform(size), with_masks)
 
 
 # Sources
@@ -62,7 +87,7 @@ POLYGON = [[2.0, 3.0, 12.0, 3.0, 12.0, 9.0, 2.0, 9.0]]
 
 
 def coco_content(**changes) -> dict:
-    """A COCO file: a picture with an object and a crowd, one without, ids 3 and 7."""
+    """A COCO file: an image with an object and a crowd, one without, ids 3 and 7."""
     runs = {"size": [20, 30], "counts": [0, 40, 560]}
     content = {
         "images": [
@@ -100,7 +125,7 @@ def make_coco(root: Path, file="annotations/instances_{}2017.json", folder="{}20
     ],
 )
 def test_coco(tmp_path, file, folder):
-    data = load_detection("coco", make_coco(tmp_path, file, folder), with_masks=True)
+    data = load("coco", make_coco(tmp_path, file, folder), **MASKS)
     assert data.classes == ["cat", "dog"] and len(data.colors) == 2 and not data.notes
     assert data.train["image_id"][:] == [5, 9]
     truth = truth_of(data, with_masks=True)
@@ -112,17 +137,17 @@ def test_coco(tmp_path, file, folder):
     expected[0, 3:9, 2:12] = 1
     expected[1, :, :2] = 1
     assert torch.equal(masks, expected)
-    sample = DetectionDataset(data.train, data, eval_transform((20, 30)))[0, 0]
+    sample = letterboxed(data, 20, 30)[0]
     assert sample["labels"].tolist() == [1]  # a crowd is no target
     assert truth_of(data, 1)["boxes"].shape == (0, 4)  # size of b.jpg from its header
 
 
 def test_coco_class_names_choose_the_order(tmp_path):
     root = make_coco(tmp_path)
-    data = load_detection("coco", root, class_names=["dog", "cow", "cat"])
+    data = load("coco", root, class_names=["dog", "cow", "cat"])
     assert truth_of(data)["labels"].tolist() == [0, 2] and len(data.classes) == 3
     with pytest.raises(UserError, match="cat") as caught:
-        load_detection("coco", root, class_names=["dog"])
+        load("coco", root, class_names=["dog"])
     assert is_one_sentence(str(caught.value))
 
 
@@ -149,7 +174,7 @@ def annotation(**changes) -> dict:
 def test_bad_coco_files(tmp_path, changes, reason):
     root = make_coco(tmp_path, **changes)
     with pytest.raises(UserError, match=reason) as caught:
-        load_detection("coco", root)
+        load("coco", root)
     assert is_one_sentence(str(caught.value)) and str(tmp_path) in str(caught.value)
 
 
@@ -157,7 +182,7 @@ def test_coco_of_several_years_takes_the_last_and_says_so(tmp_path):
     make_coco(tmp_path, folder="{}2014", file="annotations/instances_{}2014.json")
     root = make_coco(tmp_path)
     (tmp_path / "annotations/instances_valminusminival2014.json").write_text("{}")
-    data = load_detection("coco", root)
+    data = load("coco", root)
     assert "train2017" in data.train[0]["image"]["path"]
     assert len(data.notes) == 2 and "instances_val2017.json" in data.notes[1]
 
@@ -167,10 +192,10 @@ def test_broken_json_and_categories_that_differ(tmp_path):
     path = tmp_path / "annotations/instances_val2017.json"
     path.write_text(json.dumps(coco_content(categories=[{"id": 3, "name": "cow"}])))
     with pytest.raises(UserError, match=r"instances_val2017.json calls the category 3 cow"):
-        load_detection("coco", root)
+        load("coco", root)
     path.write_text("{")
-    with pytest.raises(UserError, match=r"instances_val2017.json is no valid JSON") as caught:
-        load_detection("coco", root)
+    with pytest.raises(UserError, match=r"instances_val2017.json is not valid JSON") as caught:
+        load("coco", root)
     assert is_one_sentence(str(caught.value))
 
 
@@ -197,26 +222,26 @@ def make_voc(root: Path, objects: str, size=(20, 30)) -> str:
 
 def test_voc(tmp_path):
     objects = voc_object() + voc_object("blob", (1, 1, 30, 20), difficult=1)
-    data = load_detection("voc", make_voc(tmp_path, objects, size=(0, 0)))
+    data = load("voc", make_voc(tmp_path, objects, size=(0, 0)))
     assert data.classes == ["blob", "cell"]  # the names that occur, sorted
     truth = truth_of(data)
     # Corners count from 1 and belong to the box; the size comes from the header.
     assert truth["boxes"].tolist() == [[2, 3, 10, 6], [0, 0, 30, 20]]
     assert truth["labels"].tolist() == [1, 0] and truth["iscrowd"].tolist() == [0, 1]
     with pytest.raises(UserError, match=r"train_1.xml has an object of the class blob"):
-        load_detection("voc", str(tmp_path), class_names=["cell"])
+        load("voc", str(tmp_path), class_names=["cell"])
     (tmp_path / "Annotations/val_1.xml").write_text("<annotation><object>")
-    with pytest.raises(UserError, match=r"val_1.xml is no valid VOC annotation") as caught:
-        load_detection("voc", str(tmp_path))
+    with pytest.raises(UserError, match=r"val_1.xml is not a valid VOC annotation") as caught:
+        load("voc", str(tmp_path))
     assert is_one_sentence(str(caught.value))
     (tmp_path / "Annotations/val_1.xml").unlink()
     with pytest.raises(UserError, match=r"no .*val_1.xml"):
-        load_detection("voc", str(tmp_path))
+        load("voc", str(tmp_path))
 
 
 def test_voc_folder_has_vocs_classes(tmp_path):
     make_voc(tmp_path / "VOC2007", voc_object("dog"))
-    data = load_detection("voc", str(tmp_path))
+    data = load("voc", str(tmp_path))
     assert len(data.classes) == 20 and data.classes[truth_of(data)["labels"][0]] == "dog"
 
 
@@ -237,28 +262,28 @@ def test_yolo(tmp_path, images, names_in):
         (tmp_path / names_in).write_text(places + "names: {0: cat, 1: dog}\n")
     else:
         (tmp_path / names_in).write_text("cat\ndog\n")
-    data = load_detection("yolo", str(tmp_path))
+    data = load("yolo", str(tmp_path))
     assert data.classes == ["cat", "dog"] and len(data.train) == len(data.val) == 2
     truth = truth_of(data)
     expected = torch.tensor([[12.0, 6, 6, 8], [3, 4, 12, 12]], dtype=torch.float64)
     torch.testing.assert_close(truth["boxes"], expected)
     assert truth["labels"].tolist() == [1, 0]
     assert len(truth_of(data, 1)["labels"]) == 0  # no text file, no objects
-    masked = load_detection("yolo", str(tmp_path), with_masks=True)
+    masked = load("yolo", str(tmp_path), **MASKS)
     truth = truth_of(masked, with_masks=True)
     assert truth["labels"].tolist() == [0]  # the box without a mask is left out, and said so
     assert instance_masks.decode(truth["rles"], (20, 30)).sum() == 144
     assert "1 box" in masked.notes[0] and "a.jpg" in masked.notes[0]
 
 
-def test_yolo_lists_of_pictures_and_bad_lines(tmp_path):
+def test_yolo_lists_of_images_and_bad_lines(tmp_path):
     for name in ("a", "b", "c"):
         save_image(tmp_path / f"images/{name}.jpg")
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels/a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     (tmp_path / "train.txt").write_text("./images/a.jpg\nimages/b.jpg\n")
     (tmp_path / "val.txt").write_text("./images/c.jpg\n")
-    data = load_detection("yolo", str(tmp_path))
+    data = load("yolo", str(tmp_path))
     assert (len(data.train), len(data.val), data.classes) == (2, 1, ["class 0"])
     assert "1 classes" in data.notes[0]
     for line, reason in (
@@ -268,7 +293,7 @@ def test_yolo_lists_of_pictures_and_bad_lines(tmp_path):
     ):
         (tmp_path / "labels/b.txt").write_text(f"\n{line}\n")
         with pytest.raises(UserError, match=reason) as caught:
-            load_detection("yolo", str(tmp_path), class_names=["x", "y"])
+            load("yolo", str(tmp_path), class_names=["x", "y"])
         assert is_one_sentence(str(caught.value)) and "labels/b.txt" in str(caught.value)
 
 
@@ -305,19 +330,17 @@ def test_hub(tmp_path, nesting):
     name = f"hub:{tmp_path / 'saved'}"
     expected = {"coco": [3, 4, 13, 10], "voc": [3, 4, 10, 6]}
     for form, box in expected.items():
-        data = load_detection(name, bbox_format=form, **options)
+        data = load(name, bbox_format=form, **options)
         assert truth_of(data)["boxes"].tolist() == [box]
         assert data.classes[int(truth_of(data)["labels"][0])] == "y"
         assert len(truth_of(data, 2)["labels"]) == 0
     with pytest.raises(UserError, match="photo, things") as caught:
-        load_detection(name)
+        load(name)
     assert is_one_sentence(str(caught.value))
     with pytest.raises(UserError, match="no column nothing"):
-        load_detection(name, **options | {"objects_column": "nothing"})
-    with pytest.raises(UserError, match="bbox_format"):
-        load_detection(name, bbox_format="xywh", **options)
-    with pytest.raises(UserError, match="without masks"):
-        load_detection(name, with_masks=True, **options)
+        load(name, **options | {"objects_column": "nothing"})
+    with pytest.raises(UserError, match="only boxes"):
+        load(name, **MASKS, **options)
 
 
 def test_hub_normalised_boxes_and_plain_numbers(tmp_path):
@@ -327,7 +350,7 @@ def test_hub_normalised_boxes_and_plain_numbers(tmp_path):
     rows = hub_rows([cell] * 20, feature)
     rows.save_to_disk(str(tmp_path / "saved"))
     options = {"image_column": "photo", "objects_column": "things", "bbox_format": "yolo"}
-    data = load_detection(f"hub:{tmp_path / 'saved'}", **options)
+    data = load(f"hub:{tmp_path / 'saved'}", **options)
     assert (len(data.train), len(data.val)) == (18, 2)  # every tenth is held out
     assert data.classes == ["class 17"] and truth_of(data)["area"].tolist() == [7]
     torch.testing.assert_close(
@@ -337,18 +360,17 @@ def test_hub_normalised_boxes_and_plain_numbers(tmp_path):
         rtol=0,
     )
     with pytest.raises(UserError, match="category 17"):
-        load_detection(f"hub:{tmp_path / 'saved'}", class_names=["a"], **options)
+        load(f"hub:{tmp_path / 'saved'}", class_names=["a"], **options)
 
 
 def test_synthetic(shapes):
-    options = {"limit_val": 8, "image_size": (64, 96), "with_masks": True}
-    half = load_detection(limit_train=12, seed=3, **options)
+    options = {"limit_val": 8, "image_size": [64, 96], **MASKS}
+    half = load(limit_train=12, seed=3, **options)
     assert half.train[:] == shapes.train.select(range(0, 24, 2))[:]
-    assert load_detection(limit_train=12, seed=4, **options).train[:] != half.train[:]
-    dataset = DetectionDataset(shapes.train, shapes, with_masks=True)
+    assert load(limit_train=12, seed=4, **options).train[:] != half.train[:]
     sizes, kinds = [], set()
-    for index in range(len(dataset)):
-        truth = dataset.read(index)[1]
+    for index in range(len(shapes.train)):
+        truth = truth_of(shapes, index, with_masks=True)
         masks = instance_masks.decode(truth["rles"], (64, 96))
         x, y, w, h = truth["boxes"].unbind(1)
         tight = instance_masks.tight_boxes(masks).double()
@@ -360,65 +382,65 @@ def test_synthetic(shapes):
     assert kinds == set(range(6)) and max(sizes) > 3 * np.quantile(sizes, 0.05)
 
 
-def test_synthetic_has_empty_pictures_and_drops_what_is_hidden():
+def test_synthetic_has_empty_images_and_drops_what_is_hidden():
     rng = np.random.default_rng(0)
-    empty = [not synthetic.detection_shapes(rng, (64, 64)) for _ in range(600)]
+    empty = [not random_shapes(rng, (64, 64)) for _ in range(600)]
     assert 0.04 < np.mean(empty) < 0.13
-    under, over = (synthetic.Shape("disk", (32, 32), radius, 0.0) for radius in (16.0, 15.0))
-    scene = synthetic.draw(rng, [under, over], (64, 64))
-    kinds, masks = synthetic.visible_objects(scene)
-    assert len(kinds) == 1 and np.array_equal(masks[0], scene.top == 1)
-    scene = synthetic.draw(rng, [under, synthetic.Shape("disk", (32, 48), 12.0, 0.0)], (64, 64))
-    kinds, masks = synthetic.visible_objects(scene)
-    assert len(kinds) == 2 and not (masks[0] & masks[1]).any()
+    under, over = (Shape("disk", (32, 32), radius, 0.0) for radius in (16.0, 15.0))
+    scene = draw(rng, [under, over], (64, 64))
+    ((_, mask),) = visible_objects(scene)
+    assert np.array_equal(mask, scene.top == 1)
+    scene = draw(rng, [under, Shape("disk", (32, 48), 12.0, 0.0)], (64, 64))
+    (_, mask), (_, other) = visible_objects(scene)
+    assert not (mask & other).any()
 
 
-# Bad boxes and bad pictures
+# Bad boxes and bad images
 
 
 def test_bad_boxes_are_dropped_counted_and_listed(tmp_path):
     bad = [(5, 5, 5, 9), (5, 5, 3, 9), (40, 5, 50, 9)]
     boxes = [*bad, (25, 15, 44, 33), (-4, -3, 5, 6), (2, 2, 9, 9)]
-    data = load_detection("voc", make_voc(tmp_path, "".join(voc_object(box=b) for b in boxes)))
-    # Clipped to the picture of 30x20 pixels; the last is untouched.
+    data = load("voc", make_voc(tmp_path, "".join(voc_object(box=b) for b in boxes)))
+    # Clipped to the image of 30x20 pixels; the last is untouched.
     kept = [[24, 14, 6, 6], [0, 0, 5, 6], [1, 1, 8, 8]]
     assert truth_of(data)["boxes"].tolist() == kept
     assert len(data.notes) == 2
     assert all("3 boxes" in n and "_1.jpg" in n and is_one_sentence(n) for n in data.notes)
-    found = survey_detection(DetectionDataset(data.train, data))
+    found = survey_of(data)
     assert not found.problems and len(found.dropped) == 1
     for part in ("train_1.jpg", "box 1 (cell) has no area", "box 3 (cell) lies outside"):
         assert part in found.dropped[0]
     assert found.boxes.tolist() == [[3, 0, 0]] and found.images.tolist() == [1]
 
 
-def test_pictures_that_cannot_be_used_are_named(tmp_path):
-    data = load_detection("coco", make_coco(tmp_path))
-    dataset = DetectionDataset(data.train, data, train_transform((16, 16)))
+def test_images_that_cannot_be_used_are_named(tmp_path):
+    data = load("coco", make_coco(tmp_path))
+    dataset = TrainDataset(Reader(data.train), transform_of(32, 32), seed=0)
     save_image(tmp_path / "train2017/a.jpg", (30, 20))
-    (tmp_path / "train2017/b.jpg").write_bytes(b"no picture")
+    (tmp_path / "train2017/b.jpg").write_bytes(b"no image")
     for index, reason in ((0, "annotation is of 30x20"), (1, "decoded")):
         with pytest.raises(SampleError, match=reason) as caught:
-            dataset[0, index]
+            dataset[key(index)]
         assert dataset.name(index) in str(caught.value) and is_one_sentence(str(caught.value))
-    found = survey_detection(dataset)
+    found = survey_of(data)
     assert len(found.problems) == found.samples == 2 and str(caught.value) in found.problems
 
 
-def test_sizes_are_those_of_the_upright_picture(tmp_path):
+def test_sizes_are_those_of_the_upright_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     root = make_coco(tmp_path, images=[{"id": 5, "file_name": "a.jpg"}])
     Image.new("RGB", (20, 30)).save(tmp_path / "train2017/a.jpg", exif=exif)
-    data = load_detection("coco", root)
-    image, truth = DetectionDataset(data.train, data).read(0)
+    data = load("coco", root)
+    image, truth = Reader(data.train).read(0)
     assert image.shape == (3, 20, 30) and len(truth["boxes"]) == 2
 
 
 def test_survey_counts_classes_and_sizes(tmp_path):
-    data = load_detection("coco", make_coco(tmp_path))
+    data = load("coco", make_coco(tmp_path))
     for workers in (0, 2):
-        found = survey_detection(DetectionDataset(data.train, data), workers)
+        found = survey_of(data, workers)
         assert found.boxes.tolist() == [[0, 0, 0], [1, 0, 0]] and found.images.tolist() == [0, 1]
         assert (found.crowds, found.empty, found.samples) == (1, 1, 2)
     lines = found.lines(data.classes)
@@ -431,34 +453,26 @@ def test_folders_that_hold_no_data(tmp_path):
     for dataset in ("coco", "voc", "yolo"):
         for folder in (None, "none", "empty", "other"):
             with pytest.raises(UserError) as caught:
-                load_detection(dataset, folder and str(tmp_path / folder))
+                load(dataset, folder and str(tmp_path / folder))
             assert is_one_sentence(str(caught.value))
             assert (str(tmp_path / folder) if folder else "--data_dir") in str(caught.value)
     with pytest.raises(UserError, match=r"coko.*coco.*hub"):
-        load_detection("coko")
-    with pytest.raises(UserError, match="no masks"):
-        load_detection("voc", make_voc(tmp_path / "voc", voc_object()), with_masks=True)
-
-
-def test_masks_are_asked_for_in_time():
-    data = load_detection(limit_train=2, limit_val=1, image_size=(32, 32))
-    with pytest.raises(UserError, match="masks"):
-        DetectionDataset(data.train, data, train_transform((32, 32), copy_paste=0.5))
-    with pytest.raises(UserError, match="masks"):
-        DetectionDataset(data.train, data, with_masks=True)
+        load("coko")
+    with pytest.raises(UserError, match="--copy_paste needs masks"):
+        load("voc", make_voc(tmp_path / "voc", voc_object()), copy_paste=0.5)
 
 
 # Geometry
 
 
 def test_letterbox_and_its_inverse():
-    for picture, size in (((100, 160), (96, 96)), ((33, 47), (64, 96)), ((500, 20), (64, 64))):
-        window = letterbox(picture, size)
+    for original, size in (((100, 160), (96, 96)), ((33, 47), (64, 96)), ((500, 20), (64, 64))):
+        window = letterbox(original, size)
         assert max(window.result[0] / size[0], window.result[1] / size[1]) == 1
-        corners = torch.tensor([[0.0, 0, picture[1], picture[0]], [1.5, 2.25, 9.75, 12.125]])
-        image = torch.zeros(3, *picture, dtype=torch.uint8)
+        corners = torch.tensor([[0.0, 0, original[1], original[0]], [1.5, 2.25, 9.75, 12.125]])
+        image = torch.zeros(3, *original, dtype=torch.uint8)
         sample = {"image": image, "boxes": corners, "labels": torch.arange(2)}
-        boxed = eval_transform(size)(sample, 0, None)
+        boxed = EvalTransform(size)(sample)
         assert tuple(boxed["image"].shape) == (3, *size)
         left, top = boxed["offset"].tolist()
         expected = [left, top, left + window.result[1], top + window.result[0]]
@@ -469,11 +483,11 @@ def test_letterbox_and_its_inverse():
         inside = boxed["image"][0] != 114
         assert inside.sum() == window.result[0] * window.result[1]
     far = torch.tensor([[-50.0, -50, 500, 500]])
-    assert to_original(far, boxed).tolist() == [[0, 0, 20, 500]]  # clipped to the picture
+    assert to_original(far, boxed).tolist() == [[0, 0, 20, 500]]  # clipped to the image
 
 
 def blocks(size=(48, 64), places=((8, 8, 12, 16), (30, 36, 10, 14))) -> dict:
-    """A grey picture with a block per object, each of its own brightness: 120, 240, ..."""
+    """A grey image with a block per object, each of its own brightness: 120, 240, ..."""
     image, masks, boxes = torch.zeros(3, *size, dtype=torch.uint8), [], []
     for number, (top, left, height, width) in enumerate(places):
         mask = torch.zeros(size, dtype=torch.uint8)
@@ -485,8 +499,22 @@ def blocks(size=(48, 64), places=((8, 8, 12, 16), (30, 36, 10, 14))) -> dict:
         "image": tv_tensors.Image(image),
         "boxes": boxes_like(torch.tensor(boxes, dtype=torch.float32), size),
         "labels": torch.arange(len(boxes)),
-        "masks": tv_tensors.Mask(torch.stack(masks)),
+        "masks": tv_tensors.Mask(torch.stack(masks) if masks else torch.zeros(0, *size).byte()),
     }
+
+
+class Samples:
+    """A reader whose samples are all the same."""
+
+    def __init__(self, **of_blocks) -> None:
+        self.of_blocks, self.mixed = of_blocks, 0
+
+    def sample(self, index: int) -> dict:
+        return blocks(**self.of_blocks)
+
+    def random_sample(self) -> dict:
+        self.mixed += 1
+        return blocks(**self.of_blocks)
 
 
 def assert_boxes_fit(sample: dict, tolerance=1.01) -> None:
@@ -503,12 +531,12 @@ def assert_boxes_fit(sample: dict, tolerance=1.01) -> None:
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("options", [{}, {"hflip": 1.0}, {"iou_crop": 1.0}])
 def test_boxes_stay_on_their_objects(factor, options):
-    settings = PLAIN | {"scale_range": (factor, factor)} | options
-    transform = train_transform((56, 56), **settings)
+    settings = PLAIN | {"scale_range": [factor, factor]} | options
+    transform = transform_of(56, 56, **settings)
     seen = set()
     for seed in range(40):
         torch.manual_seed(seed)
-        sample = transform(blocks(), 0, None)
+        sample = transform(Samples(), key())
         assert sample["image"].shape == (3, 56, 56)
         if len(sample["labels"]):
             assert_boxes_fit(sample)
@@ -521,13 +549,13 @@ def test_boxes_stay_on_their_objects(factor, options):
 
 
 def test_iou_crop_enlarges_what_it_keeps():
-    transform = train_transform((48, 64), **PLAIN, scale_range=(1, 1), iou_crop=1.0)
-    factors = set()
+    transform = transform_of(48, 64, **PLAIN, scale_range=[1, 1], iou_crop=1.0)
+    samples, factors = Samples(places=((16, 24, 10, 10),)), set()
     for seed in range(20):
         torch.manual_seed(seed)
-        boxes = transform(blocks(places=((16, 24, 10, 10),)), 0, None)["boxes"]
+        boxes = transform(samples, key())["boxes"]
         factors |= {round((box[2] - box[0]) / 10, 1) for box in boxes.tolist()}
-    assert min(factors) == 1 and max(factors) > 1.3  # now and then it takes the whole picture
+    assert min(factors) == 1 and max(factors) > 1.3  # now and then it takes the whole image
 
 
 @pytest.mark.parametrize(
@@ -559,13 +587,13 @@ def test_outlines_that_cannot_be_drawn_are_none(outline):
 
 @pytest.mark.parametrize(("radius", "least"), [(12, 0.93), (20, 0.97), (40, 0.985)])
 def test_a_found_mask_keeps_its_outline(radius, least):
-    """A disc in a picture of 480x640, found by a network of 128x128 without any error."""
+    """A disc in an image of 480x640, found by a network of 128x128 without any error."""
     rows, columns = torch.meshgrid(torch.arange(480), torch.arange(640), indexing="ij")
     disc = ((rows - 200.3) ** 2 + (columns - 331.7) ** 2 <= radius**2).double()
     found = torch.zeros(128, 128, dtype=torch.float64)
     found[16:112] = nn.functional.avg_pool2d(disc[None, None], 5)[0, 0]
     sample = {"image": torch.zeros(3, 480, 640, dtype=torch.uint8), "boxes": torch.zeros(0, 4)}
-    meta = eval_transform((128, 128))(sample | {"labels": torch.zeros(0)}, 0, None)
+    meta = EvalTransform((128, 128))(sample | {"labels": torch.zeros(0)})
     box = instance_masks.tight_boxes(disc[None])[0]
     rle = instance_masks.encode_original(found, box, meta)
     mask = instance_masks.decode([rle], (480, 640))[0].bool()
@@ -605,15 +633,12 @@ def test_objects_that_are_hardly_seen_are_dropped():
     assert len(cut(sample, tiny)["labels"]) == 0  # less than a pixel is left
 
 
-def test_pictures_without_objects_pass_through_everything():
-    empty = blocks()
-    empty |= {name: empty[name][:0] for name in ("labels", "masks")}
-    empty["boxes"] = boxes_like(torch.zeros(0, 4), (48, 64))
+def test_images_without_objects_pass_through_everything():
     options = {"iou_crop": 1.0, "mosaic": 0.5, "mixup": 0.5, "copy_paste": 0.5}
-    transform = train_transform((40, 56), **options)
+    transform = transform_of(40, 56, **options)
     for seed in range(8):
         torch.manual_seed(seed)
-        sample = transform(dict(empty), 0, lambda: dict(empty))
+        sample = transform(Samples(places=()), key())
         assert sample["boxes"].shape == (0, 4) and sample["masks"].shape == (0, 40, 56)
         assert sample["image"].shape == (3, 40, 56)
 
@@ -672,34 +697,11 @@ def test_copy_paste_hides_and_shrinks():
 
 
 def test_mosaic_and_mixup_end_at_a_position():
-    calls = []
-
-    def another():
-        calls.append(1)
-        return blocks()
-
-    transform = train_transform((48, 64), mosaic=1.0, mixup=1.0, mosaic_until=3)
-    transform(blocks(), 2, another)
-    assert len(calls) == 4
-    transform(blocks(), 3, another)
-    assert len(calls) == 4
-
-
-def test_samples_know_their_position_in_the_stream(shapes):
-    positions = []
-
-    class Spy:
-        needs_masks = False
-
-        def __call__(self, sample, position, another):
-            positions.append(position)
-            return sample
-
-    dataset = DetectionDataset(shapes.train, shapes, Spy(), seed=5)
-    stream = SampleStream(len(dataset), seed=5)
-    for position in (0, 7, 23, 24, 60, 3):
-        dataset[stream[position]]
-    assert positions == [0, 7, 23, 24, 60, 3]
+    samples, transform = Samples(), transform_of(48, 64, mosaic=1.0, mixup=1.0, mosaic_until=3)
+    transform(samples, key(position=2))
+    assert samples.mixed == 4
+    transform(samples, key(position=3))
+    assert samples.mixed == 4
 
 
 def test_jitter_covers_its_range():
@@ -716,37 +718,23 @@ def test_jitter_covers_its_range():
 # Samples and batches
 
 
-class Keys:
-    """A batch sampler that yields fixed keys."""
-
-    def __init__(self, keys, batch_size):
-        self.batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
-
-    def __iter__(self):
-        return iter(self.batches)
-
-    def __len__(self):
-        return len(self.batches)
-
-
 def test_same_bits_for_any_number_of_workers(shapes):
     options = {"iou_crop": 0.3, "mosaic": 0.5, "mixup": 0.3, "copy_paste": 0.3}
-    transform = train_transform((48, 56), **options)
-    dataset = DetectionDataset(shapes.train, shapes, transform, seed=11, with_masks=True)
-    keys = [(0, i) for i in range(12)] + [(1, i) for i in range(6)]
+    transform = transform_of(48, 56, **options)
+    dataset = TrainDataset(Reader(shapes.train, True), transform, seed=11, with_masks=True)
+    keys = [key(i) for i in range(12)] + [key(i, epoch=1) for i in range(6)]
     runs = []
     for workers, order in ((0, keys), (2, keys), (0, keys[::-1])):
         torch.manual_seed(workers)
         state = torch.get_rng_state()
-        sampler = Keys(order, 6)
+        sampler = [order[first : first + 6] for first in range(0, len(order), 6)]
         generator = torch.Generator().manual_seed(workers)
         loader = DataLoader(
             dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate_train,
             generator=generator,
         )  # fmt: skip
-        batches = list(loader)
+        runs.append(list(loader))
         assert torch.equal(torch.get_rng_state(), state)  # the main process is left alone
-        runs.append(batches)
     for batch, other in zip(runs[0], runs[1], strict=True):
         assert all(torch.equal(batch[name], other[name]) for name in batch)
     for batch, other in zip(runs[0], runs[2][::-1], strict=True):
@@ -754,24 +742,22 @@ def test_same_bits_for_any_number_of_workers(shapes):
     assert not torch.equal(runs[0][0]["image"], runs[0][2]["image"])  # another epoch
     batch = runs[0][0]
     assert batch["image"].shape == (6, 3, 48, 56) and batch["image"].dtype == torch.uint8
-    assert batch["index"].tolist() == list(range(6))
 
 
 def test_train_batches_are_padded():
-    def sample(count, index):
+    def sample(count):
         return {
             "image": torch.zeros(3, 8, 8, dtype=torch.uint8),
             "boxes": torch.ones(count, 4),
             "labels": torch.zeros(count, dtype=torch.int64),
             "masks": torch.ones(count, 8, 8, dtype=torch.uint8),
-            "index": index,
         }
 
     for counts, slots in (((0, 0), 8), ((3, 8), 8), ((9, 2), 16)):
-        batch = collate_train([sample(count, i) for i, count in enumerate(counts)])
+        batch = collate_train([sample(count) for count in counts])
         assert batch["boxes"].shape == (2, slots, 4) and batch["boxes"].dtype == torch.float32
         assert batch["masks"].shape == (2, slots, 8, 8) and batch["masks"].dtype == torch.uint8
-        assert batch["labels"].dtype == torch.int64 and batch["index"].tolist() == [0, 1]
+        assert batch["labels"].dtype == torch.int64
         for row, count in enumerate(counts):
             assert batch["labels"][row].tolist() == [0] * count + [-1] * (slots - count)
             assert (
@@ -780,8 +766,8 @@ def test_train_batches_are_padded():
 
 
 def test_eval_batches_carry_the_truth_at_its_own_resolution(tmp_path):
-    data = load_detection("coco", make_coco(tmp_path), with_masks=True)
-    dataset = DetectionDataset(data.val, data, eval_transform((64, 64)), with_masks=True)
+    data = load("coco", make_coco(tmp_path), **MASKS)
+    dataset = letterboxed(data, 64, 64, with_masks=True)
     loader = DataLoader(dataset, batch_size=2, collate_fn=collate_eval, num_workers=1)
     (batch,) = list(loader)
     assert batch["image"].shape == (2, 3, 64, 64) and batch["labels"][0, :2].tolist() == [1, -1]
@@ -794,7 +780,7 @@ def test_eval_batches_carry_the_truth_at_its_own_resolution(tmp_path):
     assert len(truth["rles"]) == 2 and truth["rles"][0]["size"] == [20, 30]
 
 
-# Pictures
+# Figures
 
 
 def test_panels_show_boxes_in_class_colours():
@@ -802,7 +788,7 @@ def test_panels_show_boxes_in_class_colours():
     image = torch.full((3, 128, 160), 100, dtype=torch.uint8)
     truth = {"boxes": torch.tensor([[40.0, 50, 90, 100]]), "labels": torch.tensor([0])}
     found = truth | {"labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
-    panel = detection_panel(image, truth, found, classes, colors)
+    panel = detection_panel(image, truth, found, classes, colors, 0.3)
     assert panel.dtype == torch.uint8 and panel.shape[1] >= 256
     start = (panel.shape[2] - 320) // 2  # the truth, enlarged twice
     assert panel[:, 150, start + 80].tolist() == [255, 0, 0]
@@ -816,15 +802,21 @@ def test_panels_show_boxes_in_class_colours():
     masks[:, 60:90, 50:80] = 1
     filled = draw_objects(image, truth | {"masks": masks}, classes, colors)
     assert filled[0, 75, 65] > 150 and filled[2, 75, 65] < 100
+    small = torch.zeros(1, 128, 160, dtype=torch.uint8)
+    small[:, 70:80, 60:70] = 1
+    both = {"boxes": torch.tensor([[60.0, 70, 70, 80], [40, 50, 90, 100]])}
+    both |= {"labels": torch.tensor([1, 0]), "masks": torch.cat([small, masks])}
+    filled = draw_objects(image, both, classes, colors)
+    assert filled[2, 75, 65] > 150 and filled[0, 65, 55] > 150  # the smaller one is on top
     sheet = contact_sheet([panel, panel], classes, colors)
     assert sheet.shape[1] > 2 * panel.shape[1]
-    wide = detection_panel(image.repeat(1, 1, 9), truth, found, classes, colors)
+    wide = detection_panel(image.repeat(1, 1, 9), truth, found, classes, colors, 0.3)
     assert wide.shape[2] < 3 * 500
 
 
 def test_crowds_are_shown_with_the_truth(tmp_path):
-    data = load_detection("coco", make_coco(tmp_path), with_masks=True)
-    dataset = DetectionDataset(data.val, data, eval_transform((64, 64)), with_masks=True)
+    data = load("coco", make_coco(tmp_path), **MASKS)
+    dataset = letterboxed(data, 64, 64, with_masks=True)
     shown = with_crowds(dataset[0])
     assert shown["iscrowd"].tolist() == [1, 0] and shown["labels"].tolist() == [0, 1]
     # 30x20 pixels become 64x43, with 10 rows of grey above.
@@ -834,16 +826,13 @@ def test_crowds_are_shown_with_the_truth(tmp_path):
 
 
 def test_curves_are_drawn_in_their_colours():
-    grid = np.linspace(0, 1, 101)
-    curves = {"a": (grid, np.full(101, 0.5)), "b": (grid, 1 - grid)}
     colors = {"a": (255, 0, 0), "b": (0, 0, 255)}
-    picture = pr_curves_picture(curves, {"a": 0.5, "b": 0.5}, colors)
-    assert picture.dtype == torch.uint8 and picture.shape[0] == 3
-    red = (picture[0] > 200) & (picture[1] < 60) & (picture[2] < 60)
+    level, falling = np.full(101, 0.5), 1 - RECALLS
+    figure = pr_curves_figure({"a": level, "b": falling}, {"a": 0.5, "b": 0.5}, colors)
+    assert figure.dtype == torch.uint8 and figure.shape[0] == 3
+    red = (figure[0] > 200) & (figure[1] < 60) & (figure[2] < 60)
     rows, columns = red[:, 60:450].nonzero().T
     assert rows.unique().numel() <= 3 and columns.unique().numel() > 300  # a level line
-    flat = pr_curves_picture({"a": (grid, np.ones(101))}, {"a": 1.0}, colors)
-    assert not torch.equal(picture, flat)
-    many = {f"class {n}": (grid, np.full(101, n / 40)) for n in range(40)}
-    assert pr_curves_picture(many, dict.fromkeys(many, 0.3)).shape == picture.shape
-    assert pr_curves_picture({}, {}).shape == picture.shape
+    many = {f"class {n}": np.full(101, n / 40) for n in range(40)}
+    shown = pr_curves_figure(many, dict.fromkeys(many, 0.3), dict.fromkeys(many, (255, 0, 0)))
+    assert shown.shape == figure.shape and not torch.equal(shown, figure)

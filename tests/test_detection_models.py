@@ -3,6 +3,7 @@
 import copy
 import logging
 import urllib.error
+from functools import partial
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import box_iou
 
 from errors import UserError
-from models.detection import DETECTION_MODELS, build_detection_model
-from models.detector_output import on_cpu, select_detections
+from models import detection
+from models.detection import TORCHVISION_DETECTORS
+from models.detector_interface import on_cpu
 from models.pyramid_detectors import JointTower
 from models.syncbnnet import SyncBNBackbone, SyncBNNet
-from models.yolo import Yolo, cells, decode, encode
+from models.yolo import START_SIZE, Yolo, cells, decode, select_detections
 from norm import convert_norm
 from tasks.detection.assignment import assign
 from tasks.detection.loss import complete_iou_loss, yolo_losses
@@ -25,17 +27,18 @@ from tasks.detection.loss import complete_iou_loss, yolo_losses
 TINY_TIMM = "timm/test_resnet"
 OVER_PYRAMID = ["fasterrcnn", "retinanet", "fcos"]
 SMALL_TORCHVISION = ["ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"]
-PUBLISHED = [n for n in DETECTION_MODELS if "resnet50" in n or "mobilenet" in n]
 SIZE = 64
 
+build_detection_model = partial(detection.build_detection_model, yolo_loss=yolo_losses)
 
-def make_targets(*pictures, objects=3, masks=False, dtype=torch.float32):
+
+def make_targets(*images, objects=3, masks=False, dtype=torch.float32):
     """Padded targets from lists of (label, (x1, y1, x2, y2))."""
-    boxes = torch.zeros(len(pictures), objects, 4, dtype=dtype)
-    labels = torch.full((len(pictures), objects), -1)
-    filled = torch.zeros(len(pictures), objects, SIZE, SIZE, dtype=torch.uint8)
-    for i, picture in enumerate(pictures):
-        for j, (label, box) in enumerate(picture):
+    boxes = torch.zeros(len(images), objects, 4, dtype=dtype)
+    labels = torch.full((len(images), objects), -1)
+    filled = torch.zeros(len(images), objects, SIZE, SIZE, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        for j, (label, box) in enumerate(image):
             boxes[i, j], labels[i, j] = torch.tensor(box, dtype=dtype), label
             x1, y1, x2, y2 = box
             filled[i, j, y1:y2, x1:x2] = 1
@@ -65,7 +68,7 @@ def batch_norms(model):
 
 @pytest.fixture(scope="module")
 def yolo():
-    """A detector in float64 that has seen some pictures, so that its statistics are not 0 and 1."""
+    """A detector in float64 that has seen some images, so that its statistics are not 0 and 1."""
     torch.manual_seed(0)
     model = build_detection_model("yolo_nano", 5).double()
     with torch.no_grad():
@@ -77,17 +80,18 @@ def yolo():
 # Boxes
 
 
-def test_encode_is_the_inverse_of_decode():
+def test_codes_are_shifts_of_the_centre_and_logarithms_of_the_size():
     torch.manual_seed(0)
     codes = torch.randn(2, 21, 4, dtype=torch.double)
     centers, strides = cells([(4, 4), (2, 2), (1, 1)], (32, 32), codes)
-    boxes = decode(codes, centers, strides)
-    assert (boxes[..., 2:] > boxes[..., :2]).all()
-    torch.testing.assert_close(encode(boxes, centers, strides), codes)
+    low, high = decode(codes, centers, strides).split(2, -1)
+    unit = strides.unsqueeze(-1)
+    torch.testing.assert_close(((low + high) / 2 - centers) / unit, codes[..., :2])
+    torch.testing.assert_close(((high - low) / (START_SIZE * unit)).log(), codes[..., 2:])
     assert decode(codes * 1e9, centers, strides).isfinite().all()
 
 
-def test_cells_lie_on_the_picture():
+def test_cells_lie_on_the_image():
     centers, strides = cells([(3, 5), (2, 3), (1, 2)], (24, 40), torch.zeros(1))
     assert centers[:6].tolist() == [[4, 4], [12, 4], [20, 4], [28, 4], [36, 4], [4, 12]]
     assert centers[-1].tolist() == [48, 16]
@@ -182,21 +186,21 @@ def test_detections_and_losses_have_the_promised_form(name):
     with torch.no_grad():
         found = model.eval()(images)
     assert len(found) == 2
-    for picture in found:
-        assert picture["boxes"].shape == (7, 4)
-        assert picture["scores"].shape == picture["labels"].shape == (7,)
-        assert picture["labels"].dtype == torch.int64
-        assert (picture["boxes"] >= 0).all()
-        assert (picture["boxes"] <= torch.tensor([72, SIZE, 72, SIZE])).all()
+    for image in found:
+        assert image["boxes"].shape == (7, 4)
+        assert image["scores"].shape == image["labels"].shape == (7,)
+        assert image["labels"].dtype == torch.int64
+        assert (image["boxes"] >= 0).all()
+        assert (image["boxes"] <= torch.tensor([72, SIZE, 72, SIZE])).all()
 
 
-def test_losses_of_a_batch_are_the_sum_of_its_pictures(yolo):
+def test_losses_of_a_batch_are_the_sum_of_its_images(yolo):
     """What makes training independent of the number of processes."""
     images = torch.rand(4, 3, SIZE, SIZE, dtype=torch.double)
-    pictures = [TWO, [], ONE, [*TWO, *ONE]]
-    whole = yolo(images, make_targets(*pictures, dtype=torch.double))
+    contents = [TWO, [], ONE, [*TWO, *ONE]]
+    whole = yolo(images, make_targets(*contents, dtype=torch.double))
     single = [
-        yolo(images[i : i + 1], make_targets(p, dtype=torch.double)) for i, p in enumerate(pictures)
+        yolo(images[i : i + 1], make_targets(p, dtype=torch.double)) for i, p in enumerate(contents)
     ]
     for name, part in whole.parts.items():
         torch.testing.assert_close(part, sum(s.parts[name] for s in single), rtol=1e-12, atol=0)
@@ -250,7 +254,7 @@ def test_losses_are_float32_under_autocast(dtype):
     assert total(losses).item() == pytest.approx(expected, rel=0.02)
 
 
-def test_yolo_learns_two_pictures():
+def test_yolo_learns_two_images():
     torch.manual_seed(0)
     images = torch.rand(2, 3, SIZE, SIZE) * 0.2
     targets = make_targets(TWO, ONE)
@@ -266,14 +270,14 @@ def test_yolo_learns_two_pictures():
         (total(losses) / losses.positives.clamp(min=1)).backward()
         optimizer.step()
     with torch.no_grad():
-        # The running statistics of these two pictures are those of the batch.
+        # The running statistics of these two images are those of the batch.
         for norm in batch_norms(model):
             norm.momentum = 1.0
         model(images, targets)
         found = model.eval()(images)
-    for picture, boxes, labels in zip(found, targets["boxes"], targets["labels"], strict=True):
+    for found_here, boxes, labels in zip(found, targets["boxes"], targets["labels"], strict=True):
         real = int((labels >= 0).sum())
-        best = {key: value[:real] for key, value in picture.items()}
+        best = {key: value[:real] for key, value in found_here.items()}
         iou = box_iou(boxes[:real], best["boxes"])
         assert iou.amax(1).min() > 0.75
         assert torch.equal(best["labels"][iou.argmax(1)], labels[:real])
@@ -288,8 +292,16 @@ def test_yolo_over_other_backbones():
         Yolo(SyncBNBackbone(widths=(8,), depths=(1,)), 5)
 
 
+def test_a_yolo_without_a_loss_only_detects():
+    model = Yolo(Shrinking(), 5, width=8).eval()
+    with torch.no_grad():
+        assert len(model(torch.rand(2, 3, SIZE, SIZE))) == 2
+    with pytest.raises(ValueError, match="loss=None"):
+        model(torch.rand(2, 3, SIZE, SIZE), make_targets(TWO, ONE))
+
+
 class Shrinking(nn.Module):
-    """A backbone whose maps are the picture's means over 8, 16 and 32 pixels."""
+    """A backbone whose maps are the image's means over 8, 16 and 32 pixels."""
 
     channels, strides = [3, 3, 3], [8, 16, 32]
 
@@ -305,7 +317,7 @@ class Shrinking(nn.Module):
 
 def test_yolo_over_a_backbone_that_rounds_sizes_down():
     backbone = Shrinking()
-    model = Yolo(backbone, 5, width=8)
+    model = Yolo(backbone, 5, yolo_losses, width=8)
     corner = make_targets([(1, (103, 103, 107, 107))])
     images = torch.rand(1, 3, 108, 108)
     losses = model(images, corner)  # maps of 13, 6 and 3 cells a side
@@ -361,12 +373,12 @@ def detector(request):
     return model
 
 
-@pytest.mark.parametrize("pictures", [(TWO, []), ([], [])], ids=["objects", "no object"])
-def test_every_parameter_gets_a_gradient(detector, pictures):
+@pytest.mark.parametrize("contents", [(TWO, []), ([], [])], ids=["objects", "no object"])
+def test_every_parameter_gets_a_gradient(detector, contents):
     detector.train().zero_grad(set_to_none=True)
-    losses = detector(torch.rand(2, 3, SIZE, SIZE), make_targets(*pictures))
+    losses = detector(torch.rand(2, 3, SIZE, SIZE), make_targets(*contents))
     if detector.divides_by == "positives":
-        assert (losses.positives > 0) == (pictures[0] == TWO)
+        assert (losses.positives > 0) == (contents[0] == TWO)
     else:
         assert losses.positives is None
     total(losses).backward()
@@ -428,12 +440,12 @@ def test_detections_are_in_pixels_of_the_input(detector):
     with torch.no_grad():
         found = detector.eval()(torch.rand(2, 3, SIZE, 96))
     assert len(found) == 2
-    for picture in found:
-        assert 0 < len(picture["scores"]) <= 100
-        assert picture["boxes"][:, [0, 2]].max() > SIZE  # else they would be of another scale
-        assert (picture["boxes"] <= torch.tensor([96, SIZE, 96, SIZE])).all()
-        assert set(picture["labels"].tolist()) <= set(range(5))
-        assert (picture["scores"].diff() <= 0).all()
+    for image in found:
+        assert 0 < len(image["scores"]) <= 100
+        assert image["boxes"][:, [0, 2]].max() > SIZE  # else they would be of another scale
+        assert (image["boxes"] <= torch.tensor([96, SIZE, 96, SIZE])).all()
+        assert set(image["labels"].tolist()) <= set(range(5))
+        assert (image["scores"].diff() <= 0).all()
 
 
 def test_limits_of_detections():
@@ -446,14 +458,14 @@ def test_limits_of_detections():
             assert len(none(torch.rand(1, 3, SIZE, SIZE))[0]["scores"]) == 0
 
 
-def test_torchvision_losses_are_its_means_times_the_pictures():
+def test_torchvision_losses_are_its_means_times_the_images():
     model = build_detection_model("retinanet", 5, image_size=(SIZE, SIZE)).double().eval()
     images = torch.rand(3, 3, SIZE, SIZE, dtype=torch.double)
-    pictures = [TWO, [], ONE]
-    whole = model(images, make_targets(*pictures, dtype=torch.double))
+    contents = [TWO, [], ONE]
+    whole = model(images, make_targets(*contents, dtype=torch.double))
     single = [
         model(images[i : i + 1], make_targets(p, dtype=torch.double))
-        for i, p in enumerate(pictures)
+        for i, p in enumerate(contents)
     ]
     for name, part in whole.parts.items():
         torch.testing.assert_close(part, sum(s.parts[name] for s in single))
@@ -462,7 +474,7 @@ def test_torchvision_losses_are_its_means_times_the_pictures():
 
 @pytest.mark.parametrize("name", OVER_PYRAMID)
 def test_boxes_stay_precise_under_autocast(name):
-    """bfloat16 has 8 bits: with anchors in it boxes on large pictures would jump by pixels."""
+    """bfloat16 has 8 bits: with anchors in it boxes on large images would jump by pixels."""
     torch.manual_seed(0)
     model = build_detection_model(name, 5, image_size=(SIZE, 544)).eval()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -489,7 +501,7 @@ def test_every_norm_layer_is_converted(name, kind):
         name, {"backbone.fpn.", "backbone.extra.", "head.cls_tower.", "head.box_tower."}
     )
     if name == "fcos":
-        parts.discard("backbone.extra.")  # this backbone is coarse enough for such pictures
+        parts.discard("backbone.extra.")  # this backbone is coarse enough for such images
     assert all(any(n.startswith(part) for n in converted) for part in parts)
     total(model(torch.rand(2, 3, SIZE, SIZE), make_targets(TWO, ONE))).backward()
     assert without_gradient(model) == []
@@ -513,7 +525,7 @@ def test_joint_tower_normalises_all_levels_together():
 # torchvision's published detectors
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", TORCHVISION_DETECTORS)
 def test_published_detectors_are_torchvisions(name):
     """On the meta device: names and shapes are what counts, and the networks are large."""
     with torch.device("meta"):
@@ -545,7 +557,7 @@ def test_mask_rcnn_trains_and_gives_masks():
 
 
 def pretend_published(monkeypatch, name):
-    """Let torchvision find random weights of all COCO classes in place of a download."""
+    """Let torchvision find random weights of all COCO classes instead of a download."""
     published = torchvision.models.get_model(name, weights=None, weights_backbone=None)
     for key, value in published.named_parameters():
         if key.endswith(".bias") and key.startswith(("head", "roi_heads")):
@@ -587,7 +599,7 @@ COCO_NAMES = torchvision.models.detection.SSDLite320_MobileNet_V3_Large_Weights.
 
 
 def class_logits(model, maps):
-    """What a detector's heads say of each class from random features, background left out."""
+    """A detector's outputs for each class from random features, without the background."""
     torch.manual_seed(1)
     if hasattr(model, "roi_heads"):
         said = list(model.roi_heads.box_predictor(torch.randn(3, maps)))
@@ -664,7 +676,7 @@ def test_no_network_says_what_to_do(monkeypatch):
 # Anchors, names and files
 
 
-def test_coarse_levels_fit_the_picture():
+def test_coarse_levels_fit_the_image():
     for name in ("retinanet", "fcos"):
         strides = {
             size: build_detection_model(name, 5, image_size=(size, 2 * size)).backbone.strides

@@ -1,4 +1,4 @@
-"""Detection on what real data have: empty pictures, crowds, one class, a class nobody drew."""
+"""Training of detection on what real data have: empty images, crowds, one class, an unused one."""
 
 import json
 from pathlib import Path
@@ -10,56 +10,60 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-import train_detection
 from data.png import stored_png
+from engine.plan import make_plan
 from errors import UserError
-from models.detector_output import DetectorLosses
-from tasks.detection.dataset import DetectionData, load_detection
-from tasks.detection.metrics import LIMITS
+from models.detector_interface import DetectorLosses
+from tasks.detection import task as detection
+from tasks.detection.metrics import LIMITS, RECALLS, Precision
+from tasks.detection.options import DetectionOptions
+from tasks.detection.sources import load_data
 from tests.coco_folder import write_coco
-from tests.conftest import TINY
+from tests.table import SCRIPTS
 
 SCRIPT = "train_detection"
 
 
 class Oracle(nn.Module):
-    """A detector that is told what to find, or finds nothing; its loss is 3 a picture."""
+    """A detector that is told what to find, or finds nothing; its loss is 3 per image."""
 
     divides_by = "images"
 
     def forward(self, images: Tensor, targets: dict | None = None, detect: bool = False):
-        """What models/detector_output.py promises."""
+        """Losses and detections, as models/detector_interface.py says."""
         if targets is None:
             nothing = torch.zeros(0)
             return [{"boxes": nothing.view(0, 4), "scores": nothing, "labels": nothing.long()}]
         found = []
         for number, labels in enumerate(targets["labels"]):
             real = labels >= 0
-            picture = {"boxes": targets["boxes"][number][real], "labels": labels[real]}
-            picture["masks"] = targets["masks"][number][real].float()
-            found.append(picture | {"scores": torch.ones(int(real.sum()))})
+            image = {"boxes": targets["boxes"][number][real], "labels": labels[real]}
+            image["masks"] = targets["masks"][number][real].float()
+            found.append(image | {"scores": torch.ones(int(real.sum()))})
         losses = DetectorLosses({"some": images.new_tensor(3.0 * len(images))})
         return (losses, found) if detect else losses
 
 
-def task_of(data: DetectionData, **options: object) -> train_detection.Detection:
-    """The script's task on some data."""
-    parsed = train_detection.Options(**TINY[SCRIPT] | options)
-    return train_detection.Detection(parsed, data, torch.device("cpu"), mosaic_until=0)
+def task_of(**options: object) -> detection.Detection:
+    """The task that options name."""
+    parsed = DetectionOptions(**SCRIPTS[SCRIPT].tiny | options)
+    data = load_data(parsed)
+    return detection.Detection(parsed, data, make_plan(parsed, 16, 1), torch.device("cpu"))
 
 
 def test_the_truth_scores_one() -> None:
-    # Wide pictures in a square: what is found has to go back through the letterbox.
-    data = load_detection(limit_train=1, limit_val=7, image_size=(48, 96), with_masks=True)
-    task = task_of(data, model="maskrcnn_resnet50_fpn", image_size=[192, 192])
+    # Wide images in a square: what is found has to go back through the letterbox.
+    options = {"limit_train": 1, "limit_val": 7, "model": "maskrcnn_resnet50_fpn"}
+    task = task_of(**options, image_size=[48, 96])
+    task.val_data.transform.image_size = (192, 192)
     batches = DataLoader(task.val_data, batch_size=3, collate_fn=task.collate_eval)
     tally = task.evaluate(Oracle(), batches)
-    metrics = task.metrics(tally.sums, tally.records)
+    metrics = task.score(tally.sums, tally.records).metrics
     for name in ("ap", "ap75", "ar100", "mask_ap", "mask_ap75"):
         assert metrics[name] > 0.99, name
     assert metrics["loss"] == 3
     tally.records[0].boxes[:] += 100
-    assert task.metrics(tally.sums, tally.records)["ap"] < 0.95
+    assert task.score(tally.sums, tally.records).metrics["ap"] < 0.95
 
 
 @pytest.mark.parametrize(
@@ -102,36 +106,36 @@ def test_check_data_names_what_is_wrong(train, tmp_path: Path, capsys) -> None:
     content = json.loads(file.read_text())
     content["annotations"][0]["bbox"][2] = 0
     file.write_text(json.dumps(content))
-    (folder / "train2017" / "004.png").write_bytes(b"no picture")
+    (folder / "train2017" / "004.png").write_bytes(b"no image")
     run = train(dataset="coco", data_dir=str(folder), limit_train=0, check_data=True)
     assert run.status == 1
     printed = capsys.readouterr().out
     assert "004.png" in printed and "000.png" in printed and "no area" in printed
 
 
-def test_pictures_show_crowds_and_curves_in_the_classes_colours(tmp_path, monkeypatch) -> None:
+def test_figures_show_crowds_and_curves_in_the_classes_colours(tmp_path, monkeypatch) -> None:
     seen = {}
 
     def panel(image: Tensor, truth: dict, *others: object) -> Tensor:
         seen["crowds"] = seen.get("crowds", 0) + int(truth["iscrowd"].sum())
         return image
 
-    def curves(curves: dict, ap: dict, colors: dict | None = None) -> Tensor:
+    def curves(curves: dict, ap: dict, colors: dict) -> Tensor:
         seen["colors"] = colors
         return torch.zeros(3, 8, 8, dtype=torch.uint8)
 
-    monkeypatch.setattr(train_detection, "detection_panel", panel)
-    monkeypatch.setattr(train_detection, "pr_curves_picture", curves)
-    data = load_detection("coco", str(write_coco(tmp_path / "coco", empty_val=0.0)))
-    task = task_of(data, pictures=16)
-    task.precision.curves["triangle"] = ([0, 1], [1, 1])
-    assert set(task.pictures(Oracle())) == {"precision_recall", "predictions"}
-    assert seen["crowds"] == sum(map(sum, (row["iscrowd"] for row in data.val["objects"]))) > 0
-    assert seen["colors"] == dict(zip(data.classes, data.colors, strict=True))
+    monkeypatch.setattr(detection, "detection_panel", panel)
+    monkeypatch.setattr(detection, "pr_curves_figure", curves)
+    folder = write_coco(tmp_path / "coco", empty_val=0.0)
+    task = task_of(dataset="coco", data_dir=str(folder), limit_val=0, pictures=16)
+    details = Precision({}, curves={"triangle": np.ones_like(RECALLS)})
+    assert set(task.figures(Oracle(), details)) == {"precision_recall", "predictions"}
+    assert seen["crowds"] == sum(sum(row["iscrowd"]) for row in task.data.val["objects"]) > 0
+    assert seen["colors"] == dict(zip(task.data.classes, task.data.colors, strict=True))
 
 
 def test_options_reach_the_model(train, monkeypatch) -> None:
-    build, seen = train_detection.build_detection_model, {}
+    build, seen = detection.build_detection_model, {}
 
     def spy(name: str, num_classes: int, **options: object) -> nn.Module:
         seen.update(options)
@@ -139,19 +143,19 @@ def test_options_reach_the_model(train, monkeypatch) -> None:
         seen["model"] = model
         return model
 
-    monkeypatch.setattr(train_detection, "build_detection_model", spy)
+    monkeypatch.setattr(detection, "build_detection_model", spy)
     train(max_detections=7, max_steps=1)
     assert seen["model"].detections_per_img == 7
     assert seen["class_names"] == ["disk", "square", "triangle", "ring", "cross", "star"]
 
 
 def test_options_reach_the_data(train, tmp_path: Path, capsys) -> None:
-    picture = stored_png(np.zeros((200, 300, 3), np.uint8))
+    image = stored_png(np.zeros((200, 300, 3), np.uint8))
     numbers = datasets.List(datasets.Value("float32"))
     things = {"bbox": datasets.List(numbers), "label": datasets.List(datasets.Value("int32"))}
     rows = datasets.Dataset.from_dict(
         {
-            "photo": [{"bytes": picture, "path": None}] * 4,
+            "photo": [{"bytes": image, "path": None}] * 4,
             "things": [{"bbox": [[0.5, 0.5, 0.6, 0.9]], "label": [1]}] * 4,
         },
         features=datasets.Features({"photo": datasets.Image(), "things": things}),
@@ -165,10 +169,10 @@ def test_options_reach_the_data(train, tmp_path: Path, capsys) -> None:
 
 
 def test_no_more_detections_than_coco_counts() -> None:
-    train_detection.Options(max_detections=LIMITS[-1]).check()
+    DetectionOptions(max_detections=LIMITS[-1]).check()
     for wrong in (0, LIMITS[-1] + 1):
         with pytest.raises(UserError, match="--max_detections"):
-            train_detection.Options(max_detections=wrong).check()
+            DetectionOptions(max_detections=wrong).check()
 
 
 def test_mosaic_ends_within_an_epoch(train) -> None:
@@ -181,11 +185,11 @@ def test_mosaic_ends_within_an_epoch(train) -> None:
 
 
 def test_picture_score_decides_what_is_drawn(train) -> None:
-    pictures = []
+    figures = []
     for score in (0.0, 1.0):
         run = train(str(score), picture_score=score)
-        pictures.append((run.path / "predictions.png").read_bytes())
-    assert len(pictures[0]) > len(pictures[1])
+        figures.append((run.path / "predictions.png").read_bytes())
+    assert len(figures[0]) > len(figures[1])
 
 
 def test_one_value_per_channel_is_explained(train) -> None:

@@ -18,9 +18,9 @@ class Survey:
 
     Args:
         problems: a sentence per bad sample, naming the file.
-        images: good samples of each class.
-        sizes: good samples by (height, width).
-        samples: all samples read.
+        images: number of good samples of each class.
+        sizes: number of good samples of each (height, width).
+        samples: number of all samples read.
     """
 
     problems: list[str]
@@ -29,7 +29,7 @@ class Survey:
     samples: int
 
     def lines(self, classes: Sequence[str]) -> list[str]:
-        """A table: number of images of each class, and their sizes."""
+        """The number of images of each class, and the sizes."""
         width = max(map(len, classes))
         rows = [
             f"{name:<{width}}  {count} images" + ("" if count else ", so it can't be learnt")

@@ -1,16 +1,16 @@
-"""Batches of detection samples: pictures of one size, and objects padded to one number."""
+"""Batches of detection samples: images of one size, and objects padded to one number."""
 
 from typing import Any
 
 import torch
 from torch.utils.data import default_collate
 
-ROUND = 8  # the number of boxes in a batch is a multiple of it, so that few shapes occur
+ROUND = 8  # the number of boxes per image is a multiple of it, so that few shapes occur
 PADDING = -1  # label of a box that only fills a batch
 
 
 def collate_train(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack samples of one size; where there are fewer objects, padding follows.
+    """Stack samples of one size; their objects are padded to one number.
 
     Returns:
         {"image": uint8 (B, 3, H, W), "boxes": float32 (B, M, 4), "labels": int64 (B, M) with -1

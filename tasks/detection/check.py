@@ -17,16 +17,16 @@ BORDERS = (32.0**2, 96.0**2)  # areas in pixels at which COCO calls an object me
 
 
 @dataclass(frozen=True)
-class DetectionSurvey:
+class Survey:
     """What reading every sample of a data set has shown.
 
     Args:
-        problems: a sentence per picture that can't be used, naming the file.
-        dropped: a sentence per picture of which boxes are left out, naming file and boxes.
+        problems: a sentence per image that can't be used, naming the file.
+        dropped: a sentence per image of which boxes are left out, naming file and boxes.
         boxes: int64 (num_classes, 3): small, medium and large objects of each class, no crowds.
         images: int64 (num_classes,): good samples in which each class occurs.
         crowds: boxes that are crowds or difficult.
-        empty: good samples without any object.
+        empty: good samples without an object or a crowd.
         samples: all samples read.
     """
 
@@ -53,14 +53,20 @@ class DetectionSurvey:
 def check_data(options: DetectionOptions, data: DetectionData) -> int:
     """Read every sample of both splits and print what was found; returns the exit status."""
     splits = {"train": data.train, "val": data.val}
-    readers = {name: Reader(rows, data.with_masks) for name, rows in splits.items()}
+    readers = {name: Reader(rows, options.needs_masks) for name, rows in splits.items()}
     workers = count_workers(options.num_workers, len(data.train))
-    count = partial(survey, len(data.classes))
+    count = partial(survey, num_classes=len(data.classes))
     return check_splits(readers, count, data.classes, workers)
 
 
-def survey(num_classes: int, reader: Reader, num_workers: int = 0) -> DetectionSurvey:
-    """Decode every image and draw every mask as stored, and count the boxes of each class."""
+def survey(reader: Reader, num_workers: int, num_classes: int) -> Survey:
+    """Decode every image and every outline as stored, and count the boxes of each class.
+
+    Args:
+        reader: of a split.
+        num_workers: loader workers.
+        num_classes: how many classes the data set has.
+    """
     problems: list[str] = []
     boxes = torch.zeros(num_classes, len(SIZES), dtype=torch.int64)
     images = torch.zeros(num_classes, dtype=torch.int64)
@@ -80,7 +86,7 @@ def survey(num_classes: int, reader: Reader, num_workers: int = 0) -> DetectionS
         for index, reasons in enumerate(reader.rows["dropped"])
         if reasons
     ]
-    return DetectionSurvey(problems, dropped, boxes, images, crowds, empty, len(reader))
+    return Survey(problems, dropped, boxes, images, crowds, empty, len(reader))
 
 
 def _count(reader: Reader, num_classes: int, index: int) -> tuple[torch.Tensor, int]:

@@ -64,7 +64,7 @@ class Reader:
         return image, truth
 
     def sample(self, index: int) -> Sample:
-        """An image and what is to be found in it, as the transforms take it; crowds are left out.
+        """An image and its objects without crowds, as the transforms take them.
 
         Raises:
             SampleError: the image can't be used; the message names the file.
@@ -81,7 +81,7 @@ class Reader:
 
 
 def targets(image: torch.Tensor, truth: Truth) -> Sample:
-    """What is to be found in an image: the objects of ``Reader.read`` without crowds."""
+    """What ``Reader.read`` returns as a sample for the transforms, without crowds."""
     size = tuple(image.shape[1:])
     keep = truth["iscrowd"] == 0
     x, y, width, height = truth["boxes"][keep].unbind(1)
@@ -121,7 +121,7 @@ class TrainDataset(Dataset):
 
         Returns:
             {"image": uint8 (3, H, W), "boxes": float32 (N, 4) x0 y0 x1 y1 in its pixels,
-            "labels": int64 (N,), "masks": uint8 (N, H, W) if asked for}.
+            "labels": int64 (N,), with masks "masks": uint8 (N, H, W)}.
 
         Raises:
             SampleError: the sample, or one that is mixed in, can't be used; the message names the

@@ -1,8 +1,9 @@
-"""Pictures of detections to look at: boxes, labels, scores and masks in class colours."""
+"""Figures of detection: images with their boxes and masks, and precision-recall curves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms import InterpolationMode
@@ -10,12 +11,23 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_segmentation_masks
 
 from data.masks import Color
-from figures.sheet import GAP, IGNORED_COLOR, PAPER
+from figures.canvas import INK, PAPER, grid
+from figures.sheet import IGNORED_COLOR
 from tasks.detection.geometry import to_letterbox
+from tasks.detection.metrics import RECALLS
 
-FONT_SIZE = 12
-LOW, HIGH = 256, 480  # smaller pictures are enlarged to the first height, wider ones shrunk
+# Of images with boxes.
+LABEL_SIZE = 12  # height of the letters in pixels
+LOW, HIGH = 256, 480  # lower images are enlarged to the first height, wider ones shrunk
 DARK, LIGHT = (0, 0, 0), (255, 255, 255)
+
+# Of precision-recall curves.
+SMOOTH = 3  # they are drawn so many times as large and then shrunk, which smooths the lines
+PLOT, MARGIN, LEGEND = 400, 56, 250  # pixels: side of the plot, room for the axes, for the legend
+FONT_SIZE, ROW = 13, 17
+GRID_COLOR = (222, 222, 222)
+NAMED = 20  # classes in the legend at most
+THIN, THICK = 1.5, 3  # widths of the lines of a class and of the mean
 
 
 def detection_panel(
@@ -24,38 +36,32 @@ def detection_panel(
     prediction: dict[str, Any],
     classes: Sequence[str],
     colors: Sequence[Color],
-    min_score: float = 0.3,
+    min_score: float,
 ) -> torch.Tensor:
     """Image | truth | prediction side by side, for ``figures.sheet.contact_sheet``.
 
     Args:
         image: uint8 (3, h, w).
-        truth: "boxes" (N, 4) x0 y0 x1 y1 in pixels of the image and "labels" (N,); maybe "iscrowd"
-            (N,), shown black, and "masks" (N, h, w).
-        prediction: the same with "scores" (N,).
+        truth: as ``draw_objects`` takes it, with the boxes in pixels of the image.
+        prediction: the same, with "scores" (N,).
         classes: name of each class.
         colors: RGB of each class.
-        min_score: detections below it are not shown.
+        min_score: detections with a lower score are not shown.
 
     Returns:
         uint8 (3, H, W).
     """
     shown = prediction["scores"] >= min_score
     found = {name: value[shown] for name, value in prediction.items()}
-    plain, factor = _scaled(image.cpu())
-    parts = [
-        plain,
-        draw_objects(plain, truth, classes, colors, factor),
-        draw_objects(plain, found, classes, colors, factor),
-    ]
-    gap = torch.tensor(PAPER, dtype=torch.uint8)[:, None, None].expand(3, plain.shape[1], GAP)
-    return torch.cat([parts[0], gap, parts[1], gap, parts[2]], dim=2)
+    image, factor = _scaled(image.cpu())
+    drawn = [draw_objects(image, objects, classes, colors, factor) for objects in (truth, found)]
+    return grid([image, *drawn], columns=3)
 
 
 def with_crowds(sample: dict[str, Any]) -> dict[str, Any]:
     """The truth of an evaluation sample for ``detection_panel``: its targets, and the crowds.
 
-    Of crowds the boxes alone are shown, below the others.
+    Crowds have boxes alone.
     """
     truth = sample["truth"]
     boxes = truth["boxes"][truth["iscrowd"] != 0]
@@ -90,12 +96,12 @@ def draw_objects(
     colors: Sequence[Color],
     factor: float = 1.0,
 ) -> torch.Tensor:
-    """Draw objects over an image, those of higher score on top.
+    """Draw objects over an image, those of higher score on top, or without scores the smaller ones.
 
     Args:
         image: uint8 (3, H, W).
-        objects: "boxes" (N, 4) x0 y0 x1 y1 and "labels" (N,); maybe "scores", "iscrowd" (N,) and
-            "masks" (N, h, w), above one half inside an object.
+        objects: "boxes" (N, 4) x0 y0 x1 y1 and "labels" (N,); maybe "scores" (N,), "iscrowd" (N,),
+            whose boxes are black, and "masks" (N, h, w), above one half inside an object.
         classes: name of each class.
         colors: RGB of each class.
         factor: from the boxes' and masks' pixels to the image's.
@@ -103,47 +109,120 @@ def draw_objects(
     Returns:
         uint8 (3, H, W).
     """
-    labels = objects["labels"].tolist()
-    crowds = objects.get("iscrowd", torch.zeros(len(labels))).tolist()
-    inks = [
-        IGNORED_COLOR if crowd else tuple(colors[label])
-        for label, crowd in zip(labels, crowds, strict=True)
-    ]
-    masks = objects.get("masks")
-    if masks is not None and len(masks):
-        masks = F.resize_image(
-            (masks.cpu() > 0.5).to(torch.uint8),
-            list(image.shape[1:]),
-            InterpolationMode.NEAREST_EXACT,
-        )
-        image = draw_segmentation_masks(image, masks.bool(), alpha=0.5, colors=inks)
-    canvas = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
-    scores = objects["scores"].tolist() if "scores" in objects else None
-    order = (
-        range(len(labels)) if scores is None else sorted(range(len(labels)), key=scores.__getitem__)
-    )
-    boxes = (objects["boxes"].cpu().double() * factor).tolist()
-    for number in order:
-        text = classes[labels[number]] + ("" if scores is None else f" {scores[number]:.2f}")
-        _draw_box(pen, font, boxes[number], text, inks[number], canvas.width)
+    sizes = objects["boxes"][:, 2:] - objects["boxes"][:, :2]
+    order = objects.get("scores", -sizes.prod(1)).argsort(stable=True)
+    objects = {name: value[order].cpu() for name, value in objects.items()}
+    names = [classes[label] for label in objects["labels"].tolist()]
+    inks = [tuple(colors[label]) for label in objects["labels"].tolist()]
+    if "iscrowd" in objects:
+        crowds = objects["iscrowd"].tolist()
+        inks = [IGNORED_COLOR if crowd else ink for crowd, ink in zip(crowds, inks, strict=True)]
+    if "scores" in objects:
+        scores = objects["scores"].tolist()
+        names = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
+    if "masks" in objects and names:
+        inside = (objects["masks"] > 0.5).to(torch.uint8)
+        inside = F.resize_image(inside, list(image.shape[1:]), InterpolationMode.NEAREST_EXACT)
+        # Each pixel goes to the mask on top, since torchvision blackens those of several masks.
+        from_here_on = inside.flip(0).cumsum(0, dtype=torch.int16).flip(0)
+        on_top = inside.bool() & (from_here_on == 1)
+        image = draw_segmentation_masks(image, on_top, alpha=0.5, colors=inks)
+    canvas = F.to_pil_image(image)
+    pen = ImageDraw.Draw(canvas)
+    boxes = (objects["boxes"].double() * factor).round().int().tolist()
+    for (left, top, right, bottom), ink in zip(boxes, inks, strict=True):
+        # The edges are pixels of the object, so the last ones are one short of the far corner.
+        corners = (left, top, max(left, right - 1), max(top, bottom - 1))
+        pen.rectangle(corners, outline=ink, width=2)
+    for box, name, ink in zip(boxes, names, inks, strict=True):  # over all boxes
+        _draw_label(pen, canvas.width, box, name, ink)
     return F.pil_to_tensor(canvas)
 
 
-def _draw_box(
+def _draw_label(
+    pen: ImageDraw.ImageDraw, canvas_width: int, box: Sequence[int], text: str, ink: Color
+) -> None:
+    """Write above a box, or into it where there is no room above.
+
+    torchvision's ``draw_bounding_boxes`` writes into every box, which hides small objects, and
+    beyond the border of the image; and without a font file its letters have one size.
+    """
+    font, (left, top, *_) = ImageFont.load_default(LABEL_SIZE), box
+    x = max(0, min(left, canvas_width - font.getlength(text)))
+    y = max(0, top - LABEL_SIZE - 2 if top > LABEL_SIZE else top)
+    ends = (x, y, x + font.getlength(text) + 1, y + LABEL_SIZE + 1)
+    pen.rectangle(ends, fill=ink)
+    brightness = 0.299 * ink[0] + 0.587 * ink[1] + 0.114 * ink[2]
+    middle = (x + 1, y + LABEL_SIZE / 2 + 1)
+    pen.text(middle, text, fill=DARK if brightness > 128 else LIGHT, font=font, anchor="lm")
+
+
+def pr_curves_figure(
+    curves: Mapping[str, np.ndarray], ap50: Mapping[str, float], colors: Mapping[str, Color]
+) -> torch.Tensor:
+    """Precision over recall: a thin line per class, and the mean over the classes as a thick one.
+
+    Args:
+        curves: precision of each class at RECALLS; at least one class.
+        ap50: average precision of each class at IoU 0.50, for the legend; the 20 highest are named.
+        colors: RGB of each class.
+
+    Returns:
+        uint8 (3, H, W).
+    """
+    width, height = MARGIN + PLOT + LEGEND, PLOT + 2 * MARGIN
+    canvas = Image.new("RGB", (width * SMOOTH, height * SMOOTH), PAPER)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE * SMOOTH)
+    _draw_axes(pen, font)
+    for name, precision in curves.items():
+        _draw_line(pen, map(_place, RECALLS, precision), colors[name], THIN)
+    mean = np.mean(list(curves.values()), axis=0)
+    _draw_line(pen, map(_place, RECALLS, mean), INK, THICK)
+    _draw_legend(pen, font, ap50, colors)
+    return F.pil_to_tensor(canvas.resize((width, height), Image.Resampling.BOX))
+
+
+def _place(recall: float, precision: float) -> tuple[float, float]:
+    return (MARGIN + recall * PLOT) * SMOOTH, (MARGIN + (1 - precision) * PLOT) * SMOOTH
+
+
+def _draw_line(
+    pen: ImageDraw.ImageDraw, points: Iterable[tuple[float, float]], color: Color, width: float
+) -> None:
+    pen.line(list(points), fill=tuple(color), width=round(width * SMOOTH), joint="curve")
+
+
+def _draw_axes(pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> None:
+    gap = 6 * SMOOTH
+    for tenth in range(0, 11, 2):
+        value = tenth / 10
+        pen.line((_place(value, 0), _place(value, 1)), fill=GRID_COLOR, width=SMOOTH)
+        pen.line((_place(0, value), _place(1, value)), fill=GRID_COLOR, width=SMOOTH)
+        x, y = _place(value, 0)
+        pen.text((x, y + gap), f"{value:.1f}", fill=INK, font=font, anchor="mt")
+        x, y = _place(0, value)
+        pen.text((x - gap, y), f"{value:.1f}", fill=INK, font=font, anchor="rm")
+    pen.rectangle((*_place(0, 1), *_place(1, 0)), outline=INK, width=SMOOTH)
+    x, y = _place(0.5, 0)
+    pen.text((x, y + 26 * SMOOTH), "recall", fill=INK, font=font, anchor="mt")
+    x, y = _place(0, 1)
+    pen.text((x, y - gap), "precision", fill=INK, font=font, anchor="mb")
+
+
+def _draw_legend(
     pen: ImageDraw.ImageDraw,
     font: ImageFont.FreeTypeFont,
-    box: Sequence[float],
-    text: str,
-    ink: Color,
-    canvas_width: int,
+    ap50: Mapping[str, float],
+    colors: Mapping[str, Color],
 ) -> None:
-    # The edges are pixels of the object, so its last ones are one short of the box's far corner.
-    left, top = round(box[0]), round(box[1])
-    right, bottom = max(left, round(box[2]) - 1), max(top, round(box[3]) - 1)
-    pen.rectangle((left, top, right, bottom), outline=ink, width=2)
-    most_left = canvas_width - font.getlength(text)
-    start = (max(0, min(left, most_left)), top - FONT_SIZE - 1 if top > FONT_SIZE else max(0, top))
-    brightness = 0.299 * ink[0] + 0.587 * ink[1] + 0.114 * ink[2]
-    pen.rectangle(pen.textbbox(start, text, font=font), fill=ink)
-    pen.text(start, text, fill=DARK if brightness > 128 else LIGHT, font=font)
+    names = sorted(ap50, key=lambda name: -ap50[name])
+    entries = [(f"{sum(ap50.values()) / len(ap50):.3f}  mean of {len(ap50)}", INK, THICK)]
+    entries += [(f"{ap50[name]:.3f}  {name}", colors[name], THIN) for name in names[:NAMED]]
+    if len(names) > NAMED:
+        entries.append((f"and {len(names) - NAMED} classes below", PAPER, THIN))
+    left = (MARGIN + PLOT + 20) * SMOOTH
+    pen.text((left + 26 * SMOOTH, (MARGIN - 6) * SMOOTH), "AP50", fill=INK, font=font, anchor="lb")
+    for number, (text, color, width) in enumerate(entries):
+        y = (MARGIN + (number + 0.5) * ROW) * SMOOTH
+        _draw_line(pen, [(left, y), (left + 18 * SMOOTH, y)], color, width)
+        pen.text((left + 26 * SMOOTH, y), text, fill=INK, font=font, anchor="lm")

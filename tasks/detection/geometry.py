@@ -1,8 +1,8 @@
-"""Where a picture goes in a canvas of fixed size: the one piece of geometry of detection.
+"""The geometry of detection: where an image goes in a canvas of fixed size.
 
-A window of the picture is resampled and put somewhere in the canvas. A letterbox, a jittered crop
+A window of the image is resampled and put somewhere in the canvas. A letterbox, a jittered crop
 and the tile of a mosaic differ only in the window. Boxes use the window's exact factors, so they
-stay on their objects however small these are.
+stay on even the smallest objects.
 """
 
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a picture and its place in a canvas, all in pixels.
+    """A part of an image and its place in a canvas, all in pixels.
 
     Args:
-        source: top, left, height and width in the picture.
+        source: top, left, height and width in the image.
         result: height and width after resampling.
-        offset: rows above and columns before it in the canvas.
+        offset: rows above it and columns left of it in the canvas.
         size: height and width of the canvas.
     """
 
@@ -44,27 +44,27 @@ class Window:
         return self.result[1] / self.source[3], self.result[0] / self.source[2]
 
 
-def letterbox(picture: tuple[int, int], size: tuple[int, int]) -> Window:
-    """The whole picture, as large as fits, in the middle of the canvas; sizes (height, width)."""
-    factor = fit(picture, size)
+def letterbox(image_size: tuple[int, int], size: tuple[int, int]) -> Window:
+    """The whole image, as large as fits, in the middle of the canvas; sizes (height, width)."""
+    factor = fit(image_size, size)
     result = tuple(
         min(most, max(1, round(length * factor)))
-        for length, most in zip(picture, size, strict=True)
+        for length, most in zip(image_size, size, strict=True)
     )
     offset = tuple((most - length) // 2 for length, most in zip(result, size, strict=True))
-    return Window((0, 0, *picture), result, offset, size)
+    return Window((0, 0, *image_size), result, offset, size)
 
 
-def random_window(picture: tuple[int, int], size: tuple[int, int], factor: float) -> Window:
-    """A window at random of the picture scaled by ``factor``, at random in the canvas if smaller.
+def random_window(image_size: tuple[int, int], size: tuple[int, int], factor: float) -> Window:
+    """A random window of the scaled image, at a random place in the canvas if it is smaller.
 
     Args:
-        picture: (height, width).
+        image_size: (height, width) of the image.
         size: (height, width) of the canvas.
-        factor: of the scaling.
+        factor: by which the image is scaled.
     """
     rows, columns = (
-        _span(length, most, factor) for length, most in zip(picture, size, strict=True)
+        _span(length, most, factor) for length, most in zip(image_size, size, strict=True)
     )
     source = (rows[0], columns[0], rows[1], columns[1])
     return Window(source, (rows[2], columns[2]), (rows[3], columns[3]), size)
@@ -78,15 +78,15 @@ def _span(length: int, most: int, factor: float) -> tuple[int, int, int, int]:
     return first, source, result, int(torch.randint(most - result + 1, ()))
 
 
-def fit(picture: tuple[int, int], size: tuple[int, int]) -> float:
-    """The largest factor at which the picture fits the canvas."""
-    return min(size[0] / picture[0], size[1] / picture[1])
+def fit(image_size: tuple[int, int], size: tuple[int, int]) -> float:
+    """The largest factor at which the image fits into the canvas."""
+    return min(size[0] / image_size[0], size[1] / image_size[1])
 
 
 def cut(sample: Sample, window: Window) -> Sample:
     """A sample's window, on a canvas.
 
-    Objects are dropped of which the window shows less than VISIBLE or less than a pixel, and those
+    Dropped are objects of which the window shows less than VISIBLE or less than a pixel, and those
     whose mask vanishes.
     """
     image = _resample(sample["image"], window, InterpolationMode.BILINEAR, FILL)
@@ -103,7 +103,7 @@ def cut(sample: Sample, window: Window) -> Sample:
 def _cut_masks(
     masks: torch.Tensor, window: Window, keep: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The masks of the objects to keep, and those of them of which a pixel is left."""
+    """The masks of the objects to keep of which a pixel is left, and the numbers of these."""
     if len(keep) < len(masks):  # indexing would copy them all
         masks = masks[keep]
     masks = _resample(masks, window, InterpolationMode.NEAREST_EXACT, 0)
@@ -119,7 +119,7 @@ def boxes_like(boxes: torch.Tensor, size: tuple[int, int]) -> tv_tensors.Boundin
 def _resample(
     pixels: torch.Tensor, window: Window, mode: InterpolationMode, fill: int
 ) -> torch.Tensor:
-    # As plain tensors: torchvision resizes a Mask by NEAREST, which is off by half a pixel.
+    # As plain tensors, since torchvision resizes a Mask by NEAREST, which is off by half a pixel.
     if not len(pixels):  # no masks
         return pixels.new_empty(0, *window.size)
     pixels = F.crop_image(pixels.as_subclass(torch.Tensor), *window.source)
@@ -153,15 +153,15 @@ def _area(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def to_original(boxes: torch.Tensor, meta: dict[str, Any]) -> torch.Tensor:
-    """Boxes in a letterboxed picture, as boxes in the original one.
+    """Boxes in a letterboxed image, as boxes in the original one.
 
     Args:
         boxes: (N, 4) x0 y0 x1 y1 in pixels of the network's input.
-        meta: an evaluation sample, or one picture's part of a batch: "scale" (2,) along x and y,
+        meta: an evaluation sample, or one image's part of a batch: "scale" (2,) along x and y,
             "offset" (2,) along x and y, "size" (2,) height and width.
 
     Returns:
-        float64 (N, 4) x0 y0 x1 y1 in pixels of the original picture, clipped to it.
+        float64 (N, 4) x0 y0 x1 y1 in pixels of the original image, clipped to it.
     """
     scale, offset, size = (_as(meta[name], boxes) for name in ("scale", "offset", "size"))
     original = (boxes.double() - offset.repeat(2)) / scale.repeat(2)
@@ -169,7 +169,7 @@ def to_original(boxes: torch.Tensor, meta: dict[str, Any]) -> torch.Tensor:
 
 
 def to_letterbox(boxes: torch.Tensor, meta: dict[str, Any]) -> torch.Tensor:
-    """The inverse of ``to_original``, of boxes in the original picture: float64 (N, 4)."""
+    """The inverse of ``to_original``, for boxes in the original image: float64 (N, 4)."""
     scale, offset = (_as(meta[name], boxes) for name in ("scale", "offset"))
     return boxes.double() * scale.repeat(2) + offset.repeat(2)
 

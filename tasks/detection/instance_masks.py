@@ -23,13 +23,13 @@ def to_text(outline: Outline, size: tuple[int, int]) -> str:
 
     Args:
         outline: polygons or run lengths, as they stand in a COCO file.
-        size: (height, width) of the picture, which run lengths must cover exactly. A point that
-            lies further outside than the picture is wide or high is moved to there.
+        size: (height, width) of the image, which run lengths must cover exactly. A point that
+            lies further outside than the image is wide or high is moved to that distance.
     """
     read = _run_lengths if isinstance(outline, dict) else _polygons
     try:
         drawable = read(outline, size)
-    except (LookupError, RuntimeError, TypeError, ValueError):  # of any form but COCO's
+    except (LookupError, RuntimeError, TypeError, ValueError):  # any form but COCO's
         return ""
     return json.dumps(drawable) if drawable else ""
 
@@ -53,10 +53,10 @@ def _polygons(outline: list | None, size: tuple[int, int]) -> list[list[float]]:
     for part in outline or ():
         points = np.asarray(part, dtype=np.float64)
         if not np.isfinite(points).all():
-            raise ValueError("a point that is no number")
-        # Fewer than three points are no polygon; the decoder would take two for a box.
+            raise ValueError("a point is not a number")
+        # Fewer than three points are not a polygon; the decoder would take two for a box.
         if points.ndim == 1 and len(points) >= 6 and len(points) % 2 == 0:
-            # The decoder walks along every edge, so a point far away would keep it busy for ever.
+            # The decoder walks along every edge, so a point far away would keep it busy forever.
             ends = np.array([width, height] * (len(points) // 2))
             polygons.append(points.clip(-ends, 2 * ends).tolist())
     return polygons
@@ -88,7 +88,7 @@ def decode(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> torch.Tenso
 
 
 def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
-    """Boxes around the pixels of masks (N, H, W): float32 (N, 4) as x0 y0 x1 y1; empty ones 0."""
+    """Boxes around the pixels of masks (N, H, W): float32 (N, 4) x0 y0 x1 y1, 0 for empty masks."""
     boxes = torch.zeros(len(masks), 4)
     for box, mask in zip(boxes, masks != 0, strict=True):
         rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
@@ -99,14 +99,14 @@ def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
 
 
 def encode_original(mask: torch.Tensor, box: torch.Tensor, meta: dict[str, Any]) -> dict[str, Any]:
-    """Compressed run lengths, in the original picture, of a mask found in a letterboxed one.
+    """Compressed run lengths, in the original image, of a mask found in a letterboxed one.
 
-    What is resized are the probabilities, so the outline runs between the network's pixels, and
-    only around the box, since a large picture has far more pixels than its objects.
+    The probabilities are resized, so the outline runs between the network's pixels. That is done
+    only around the box, since a large image has far more pixels than its objects.
 
     Args:
         mask: (H, W) at the network's input, above one half inside the object.
-        box: (4,) x0 y0 x1 y1 in the original picture, around the object.
+        box: (4,) x0 y0 x1 y1 in the original image, around the object.
         meta: as for ``tasks.detection.geometry.to_original``.
     """
     height, width = meta["size"].tolist()
@@ -115,7 +115,7 @@ def encode_original(mask: torch.Tensor, box: torch.Tensor, meta: dict[str, Any])
     window = mask[top : top + rows, left : left + columns]
     x0, y0, x1, y1 = box.tolist()
     x, y = _around(x0, x1, 1 / scale_x, width), _around(y0, y1, 1 / scale_y, height)
-    # From -1 to 1 over the window, with its pixels' borders and not their centres at the ends.
+    # From -1 to 1 between the outer borders of the window's pixels, as align_corners=False means.
     places = (
         (torch.arange(span.start, span.stop, dtype=window.dtype) + 0.5) * 2 / length - 1
         for span, length in ((y, height), (x, width))
@@ -130,6 +130,6 @@ def encode_original(mask: torch.Tensor, box: torch.Tensor, meta: dict[str, Any])
 
 
 def _around(low: float, high: float, margin: float, length: int) -> slice:
-    """The pixels from ``low`` to ``high`` and so many more on both sides, at least one."""
+    """The pixels from ``low`` to ``high`` and ``margin`` more on both sides, at least one."""
     first = min(max(0, math.floor(low - margin)), length - 1)
     return slice(first, max(first + 1, min(length, math.ceil(high + margin))))

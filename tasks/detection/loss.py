@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.detector_output import DetectorLosses
+from models.detector_interface import DetectorLosses
 from tasks.detection.assignment import assign
 
 BOX_WEIGHT = 2.5  # of the box loss against the classification's, as in arXiv:2203.16250
@@ -21,8 +21,8 @@ def yolo_losses(
 ) -> DetectorLosses:
     """Cross entropy of every class and prediction, and CIoU loss (arXiv:1911.08287) of the boxes.
 
-    Both sums count a positive by its target score, and `positives` is the sum of those, the
-    denominator that makes the loss a weighted mean (arXiv:2108.07755, section 3.3). Dividing is
+    Both sums weight a positive by its target score, and ``positives`` is the sum of these scores,
+    the denominator that makes the loss a weighted mean (arXiv:2108.07755, section 3.3). Dividing is
     left to the caller, who knows the sum over all processes.
 
     Args:
@@ -36,7 +36,7 @@ def yolo_losses(
     found = assign(logits.sigmoid(), boxes, centers, strides, true_boxes, labels)
     positive = (found.target > 0).unsqueeze(-1)
 
-    # Predictions that learn no object compare with the unit box: a finite loss, which counts zero.
+    # Predictions without an object are compared with the unit box: a finite loss of weight zero.
     aim = F.pad(torch.ones_like(boxes[..., 2:]), (2, 0))
     wanted = torch.zeros_like(logits)
     if labels.shape[1]:
@@ -53,8 +53,8 @@ def yolo_losses(
 def complete_iou_loss(boxes: Tensor, aims: Tensor) -> Tensor:
     """1 - CIoU of pairs of boxes: overlap, distance of the centres, proportions.
 
-    arXiv:1911.08287, equations 8 to 11, where α is taken for a constant. torchvision's has the same
-    values, and indexes by a mask, for which a GPU waits and a compiled graph breaks.
+    arXiv:1911.08287, equations 8 to 11, with α as a constant. torchvision's function has the same
+    values, but indexes by a mask, for which the host waits for the GPU and a compiled graph breaks.
 
     Args:
         boxes: (..., 4) x1, y1, x2, y2, of some area.

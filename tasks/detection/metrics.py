@@ -1,4 +1,8 @@
-"""COCO's average precision of detections gathered from all processes, by faster-coco-eval."""
+"""COCO's average precision of detections gathered from all processes, by faster-coco-eval.
+
+torchmetrics' MeanAveragePrecision wraps the same evaluator and agrees, but takes masks as pixels
+where run lengths do, rounds to float32, and replaces an area of 0.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +12,8 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 SIZES = ("small", "medium", "large")
-LIMITS = (1, 10, 100)  # detections per picture that COCO counts
+LIMITS = (1, 10, 100)  # detections per image that COCO counts
+RECALLS = np.linspace(0, 1, 101)  # COCO measures precision at these
 
 
 @dataclass(frozen=True)
@@ -37,20 +42,20 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Precision:
-    """COCO's scores, from 0 to 1; what the data can't tell (no such object) is left out.
+    """COCO's scores, from 0 to 1; scores of objects that don't occur are left out.
 
     Attributes:
         metrics: ap (mean over IoU 0.50 to 0.95), ap50, ap75, ap and ar100 by size of the object,
-            ar1, ar10 and ar100: recall with so many detections per picture.
+            ar1, ar10 and ar100: recall with so many detections per image.
         ap_per_class: ap of each class that occurs, by name.
         ap50_per_class: the same at IoU 0.50.
-        curves: (recall, precision) at IoU 0.50 of each class that occurs.
+        curves: precision (101,) at RECALLS and IoU 0.50 of each class that occurs.
     """
 
     metrics: dict[str, float]
     ap_per_class: dict[str, float] = field(default_factory=dict)
     ap50_per_class: dict[str, float] = field(default_factory=dict)
-    curves: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    curves: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def average_precision(
@@ -60,11 +65,11 @@ def average_precision(
 ) -> Precision:
     """Score the detections of a whole data set.
 
-    As pycocotools does: crowds are neither to be found nor counted against what is found in them,
-    and a class without an object counts in no mean.
+    As in pycocotools, crowds needn't be found and detections in them are not counted as wrong, and
+    a class without an object counts in no mean.
 
     Args:
-        records: one for each picture, in any order.
+        records: one for each image, in any order.
         classes: name of each class id.
         iou_type: "bbox", or "segm" for masks.
     """
@@ -73,10 +78,10 @@ def average_precision(
         return Precision({"ap": 0.0, "ap50": 0.0})  # nothing to find
     found = truth.loadRes(_detections(records, iou_type))
     evaluation = COCOeval_faster(truth, found, iou_type)
-    evaluation.params.maxDets = list(LIMITS)
+    evaluation.params.maxDets, evaluation.params.recThrs = list(LIMITS), RECALLS
     evaluation.evaluate()
     evaluation.accumulate()
-    # (IoU, recall, class, size, detections per picture) and the same without recall.
+    # (IoU, recall, class, size, detections per image), and the same without recall.
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
     thresholds = evaluation.params.iouThrs
     at_50, at_75 = (int(np.flatnonzero(np.isclose(thresholds, t))[0]) for t in (0.50, 0.75))
@@ -93,9 +98,7 @@ def average_precision(
         metrics={name: _mean(values) for name, values in metrics.items() if (values > -1).any()},
         ap_per_class={classes[n]: _mean(precision[:, :, n, 0, -1]) for n in occurs},
         ap50_per_class={classes[n]: _mean(precision[at_50, :, n, 0, -1]) for n in occurs},
-        curves={
-            classes[n]: (evaluation.params.recThrs, precision[at_50, :, n, 0, -1]) for n in occurs
-        },
+        curves={classes[n]: precision[at_50, :, n, 0, -1] for n in occurs},
     )
 
 
@@ -111,7 +114,8 @@ def _truth(records: Sequence[ImageRecord], classes: Sequence[str], iou_type: str
         rows = zip(*(np.asarray(truth[name]).tolist() for name in columns), strict=True)
         for number, (box, label, crowd, area) in enumerate(rows):
             annotation = {
-                "id": len(annotations) + 1,  # from 1: an id of 0 is taken for no match
+                "id": len(annotations)
+                + 1,  # from 1, since the evaluator takes an id of 0 for no match
                 "image_id": record.index,
                 "bbox": box,
                 "category_id": label,

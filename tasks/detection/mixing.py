@@ -1,4 +1,4 @@
-"""Making one sample of several: mosaic, mixup and copy-paste."""
+"""Making one sample from several: mosaic, mixup and copy-paste."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ from torchvision import tv_tensors
 from tasks.detection.geometry import Sample, boxes_like, cut, fit, random_window
 from tasks.detection.instance_masks import tight_boxes
 
-HIDDEN = 0.75  # an object of which pasted ones hide more is no target any more
-MIXING = 32.0  # both parameters of mixup's Beta distribution: about half of each picture
+HIDDEN = 0.75  # an object of which pasted ones hide more than this share is dropped
+MIXING = 32.0  # both parameters of mixup's Beta distribution: about half of each image
 
 
 def jittered(
@@ -18,28 +18,29 @@ def jittered(
     scale: tuple[float, float],
     canvas: tuple[int, int] | None = None,
 ) -> Sample:
-    """Large-scale jitter (Ghiasi et al., arXiv 2012.07177): scaled at random, cropped or padded.
+    """Large-scale jitter (arXiv:2012.07177): scaled at random, cropped or padded.
 
     Args:
         sample: a sample of any size.
         size: (height, width) of the result.
-        scale: smallest and largest factor, where 1 fits the picture into ``size``; uniform in its
+        scale: smallest and largest factor, where 1 fits the image into ``size``; uniform in its
             logarithm, so that halving is as likely as doubling.
-        canvas: (height, width) of the result if it is only a part of one of ``size``.
+        canvas: (height, width) of the result where it is only a part of ``size``.
     """
-    picture = tuple(sample["image"].shape[-2:])
+    image_size = tuple(sample["image"].shape[-2:])
     low, high = torch.tensor(scale, dtype=torch.float64).log().tolist()
     factor = torch.empty((), dtype=torch.float64).uniform_(low, high).exp().item()
-    return cut(sample, random_window(picture, canvas or size, factor * fit(picture, size)))
+    window = random_window(image_size, canvas or size, factor * fit(image_size, size))
+    return cut(sample, window)
 
 
 def mosaic(samples: Sequence[Sample], size: tuple[int, int], scale: tuple[float, float]) -> Sample:
-    """Four samples around a point at random (Bochkovskiy et al., arXiv 2004.10934).
+    """Four samples around a random point (arXiv:2004.10934).
 
-    Objects are as large as they would be in pictures of their own, of which a tile shows a part.
+    A tile shows a part of its image at the scale that the image would have alone.
 
     Args:
-        samples: four of them, for top left, top right, bottom left and bottom right.
+        samples: four, for top left, top right, bottom left and bottom right.
         size: (height, width) of the result.
         scale: as in ``jittered``.
     """
@@ -65,7 +66,7 @@ def mosaic(samples: Sequence[Sample], size: tuple[int, int], scale: tuple[float,
 
 
 def mixup(first: Sample, second: Sample) -> Sample:
-    """Two samples of one size over each other, with the objects of both (arXiv 1902.04103)."""
+    """Two samples of one size over each other, with the objects of both (arXiv:1902.04103)."""
     share = torch.distributions.Beta(MIXING, MIXING).sample().item()
     pixels = (sample["image"].as_subclass(torch.Tensor).float() for sample in (first, second))
     image = torch.lerp(*pixels, 1 - share).round_().to(torch.uint8)
@@ -73,7 +74,7 @@ def mixup(first: Sample, second: Sample) -> Sample:
 
 
 def copy_paste(onto: Sample, source: Sample) -> Sample:
-    """Objects of one sample pasted over another of the same size (arXiv 2012.07177).
+    """Objects of one sample pasted over another of the same size (arXiv:2012.07177).
 
     Each object of ``source`` is taken with probability one half. Objects of ``onto`` lose what is
     now hidden, and their boxes shrink to what is left; those mostly hidden are dropped. Both

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.options import TrainingOptions, check_color_jitter, color_jitter_option, option
+from errors import UserError
+
+WITHOUT_MASKS = ("voc", "hub")  # data sources whose objects have boxes alone
 
 
 @dataclass
@@ -111,7 +114,23 @@ class DetectionOptions(TrainingOptions):
         """Whether the model finds masks beside boxes."""
         return self.model.startswith("maskrcnn")
 
+    @property
+    def needs_masks(self) -> bool:
+        """Whether the model or an augmentation takes the objects' masks."""
+        return self.has_masks or self.copy_paste > 0
+
     def check(self) -> None:
-        """Refuse values out of range."""
+        """Refuse values out of range, and masks of data that have none.
+
+        Raises:
+            UserError: the sentence for the user.
+        """
         super().check()
         check_color_jitter(self.color_jitter)
+        source = self.dataset.partition(":")[0]
+        if self.needs_masks and source in WITHOUT_MASKS:
+            asking = f"--model {self.model}" if self.has_masks else "--copy_paste"
+            raise UserError(
+                f"{asking} needs masks, and --dataset {source} has only boxes: use coco, yolo or "
+                "synthetic."
+            )

@@ -1,4 +1,4 @@
-"""Rows of detection data: the schema that every source fills, and the boxes that it leaves out."""
+"""Rows of detection data: the schema that every source fills, and which boxes are left out."""
 
 import colorsys
 import io
@@ -28,7 +28,6 @@ class DetectionData:
         classes: names of the class ids 0..n-1.
         colors: an RGB triple per class, to draw it in.
         notes: sentences about choices made here that a user should see.
-        with_masks: whether every object has an outline.
     """
 
     train: datasets.Dataset
@@ -36,17 +35,16 @@ class DetectionData:
     classes: list[str]
     colors: list[Color]
     notes: tuple[str, ...] = ()
-    with_masks: bool = False
 
 
 @dataclass
 class Annotated:
-    """A picture and its objects, as a source describes them.
+    """An image and its objects, as a source describes them.
 
     Args:
         image: path, or a cell ``{"path", "bytes"}``.
         size: (height, width) in pixels; None where the source doesn't say.
-        image_id: number of the picture; None for its position.
+        image_id: number of the image; None for its position.
         objects: see ``add``.
     """
 
@@ -68,8 +66,8 @@ class Annotated:
         Args:
             box: x, y, width, height in pixels.
             category: class id.
-            crowd: no target in training, and ignored in evaluation.
-            area: of its mask in pixels; None: the box's.
+            crowd: whether training leaves it out and evaluation ignores it.
+            area: of its mask in pixels; None for the box's.
             outline: polygons or run lengths as in COCO.
         """
         self.objects.append(
@@ -78,9 +76,9 @@ class Annotated:
 
 
 def features(classes: Sequence[str]) -> datasets.Features:
-    """The schema.
+    """The schema of the rows.
 
-    Boxes are x, y, width, height in pixels (float64, clipped to the picture), areas in pixels;
+    Boxes are x, y, width, height in pixels (float64, clipped to the image), areas in pixels;
     ``outline`` is the JSON of instance_masks.py; ``dropped`` says why a box was left out.
     """
     return datasets.Features(
@@ -102,25 +100,25 @@ def features(classes: Sequence[str]) -> datasets.Features:
 
 
 def to_rows(
-    pictures: Iterable[Annotated], classes: Sequence[str], with_masks: bool
+    images: Iterable[Annotated], classes: Sequence[str], with_masks: bool
 ) -> datasets.Dataset:
-    """Rows of annotated pictures, without the boxes that can't be used.
+    """Rows of annotated images, without the boxes that can't be used.
 
-    Boxes are clipped to their picture. A box of no area or outside the picture is left out, and
+    Boxes are clipped to their image. A box without area or outside the image is left out, and
     with masks an object without one too.
 
     Args:
-        pictures: in the order of the rows.
+        images: in the order of the rows.
         classes: names of the class ids.
         with_masks: keep the outlines.
     """
     schema = features(classes)
     columns: dict[str, list[Any]] = {name: [] for name in schema}
-    for number, picture in enumerate(pictures):
-        size = picture.size or stored_size(picture.image)
-        kept, dropped = _clean(picture.objects, size, classes, with_masks)
-        columns["image"].append(picture.image)
-        columns["image_id"].append(number if picture.image_id is None else picture.image_id)
+    for number, annotated in enumerate(images):
+        size = annotated.size or stored_size(annotated.image)
+        kept, dropped = _clean(annotated.objects, size, classes, with_masks)
+        columns["image"].append(annotated.image)
+        columns["image_id"].append(number if annotated.image_id is None else annotated.image_id)
         columns["height"].append(size[0])
         columns["width"].append(size[1])
         columns["objects"].append(kept)
@@ -152,7 +150,7 @@ def _clean(
 
 
 def clip_box(box: Sequence[float], size: tuple[int, int]) -> tuple[list[float], str]:
-    """A box x, y, width, height clipped to a picture, and why it can't be used ("" if it can).
+    """A box x, y, width, height clipped to an image, and why it can't be used ("" if it can).
 
     Args:
         box: in pixels.
@@ -160,7 +158,7 @@ def clip_box(box: Sequence[float], size: tuple[int, int]) -> tuple[list[float], 
     """
     x, y, width, height = (float(value) for value in box)
     if not math.isfinite(x + y + width + height):
-        return [0.0] * 4, "holds a value that is no number"
+        return [0.0] * 4, "holds a value that is not a number"
     if width <= 0 or height <= 0:
         return [x, y, width, height], "has no area"
     if not any(size) or (x >= 0 and y >= 0 and x + width <= size[1] and y + height <= size[0]):
@@ -168,27 +166,27 @@ def clip_box(box: Sequence[float], size: tuple[int, int]) -> tuple[list[float], 
     left, top = max(x, 0.0), max(y, 0.0)
     width, height = min(x + width, size[1]) - left, min(y + height, size[0]) - top
     outside = width <= 0 or height <= 0
-    return [left, top, width, height], "lies outside the picture" if outside else ""
+    return [left, top, width, height], "lies outside the image" if outside else ""
 
 
 def stored_size(image: str | dict[str, Any]) -> tuple[int, int]:
     """(height, width) from the file's header, upright as its EXIF orientation says.
 
-    (0, 0) if it can't be read: the picture is reported with its name when it is decoded.
+    (0, 0) if it can't be read: the image is reported with its name when it is decoded.
     """
     cell = image if isinstance(image, dict) else {"path": image, "bytes": None}
     try:
         file = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
-        with Image.open(file) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(ORIENTATION, 1) >= 5
+        with Image.open(file) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(ORIENTATION, 1) >= 5
     except Exception:  # Pillow raises many types for broken files
         return 0, 0
     return (width, height) if turned else (height, width)
 
 
 def name_of(row: dict[str, Any], index: int) -> str:
-    """The picture's file, or where there is none the sample's number."""
+    """The image's file, or the sample's number where there is no file."""
     return cell_name(row["image"], f"image of sample {index}")
 
 

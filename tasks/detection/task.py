@@ -10,27 +10,26 @@ from engine.plan import Plan
 from engine.task import Batch, Evaluation, Losses, Tally, Task, compute_dtype, evenly_spaced_samples
 from figures.sheet import contact_sheet
 from models.detection import build_detection_model
-from models.detector_output import on_cpu
+from models.detector_interface import on_cpu
 from tasks.detection import instance_masks
 from tasks.detection.batches import collate_eval, collate_train
 from tasks.detection.dataset import EvalDataset, Reader, TrainDataset
-from tasks.detection.figures import detection_panel, with_crowds
+from tasks.detection.figures import detection_panel, pr_curves_figure, with_crowds
 from tasks.detection.geometry import to_original
 from tasks.detection.loss import yolo_losses
 from tasks.detection.metrics import ImageRecord, Precision, average_precision
 from tasks.detection.options import DetectionOptions
-from tasks.detection.pr_curves import pr_curves_figure
 from tasks.detection.rows import DetectionData
 from tasks.detection.transforms import EvalTransform, TrainTransform
 
 
 class Detection(Task):
-    """A box, a class and with some models a mask for every object of an image.
+    """A box, a class and, with Mask R-CNN, a mask for every object of an image.
 
     Args:
         options: the script's options.
         data: the data set.
-        plan: the run's arithmetic; it tells when mosaics end.
+        plan: the run's arithmetic, which tells when mosaics end.
         device: on which batches are computed.
     """
 
@@ -43,26 +42,18 @@ class Detection(Task):
         self, options: DetectionOptions, data: DetectionData, plan: Plan, device: torch.device
     ) -> None:
         self.options, self.data, self.device = options, data, device
-        size, masks = tuple(options.image_size), options.has_masks
-        augment = TrainTransform(
-            size,
-            scale_range=tuple(options.scale_range),
-            hflip=options.hflip,
-            color_jitter=tuple(options.color_jitter),
-            iou_crop=options.iou_crop,
-            mosaic=options.mosaic,
-            mixup=options.mixup,
-            copy_paste=options.copy_paste,
-            mosaic_until=round(plan.total_samples * (1 - options.close_mosaic)),
-        )
-        reader = Reader(data.train, masks or options.copy_paste > 0)
+        mosaic_until = round(plan.total_samples * (1 - options.close_mosaic))
+        augment = TrainTransform(options, mosaic_until)
+        masks = options.has_masks
+        reader = Reader(data.train, options.needs_masks)
         self.train_data = TrainDataset(reader, augment, options.seed, masks)
-        self.val_data = EvalDataset(Reader(data.val, masks), EvalTransform(size), masks)
+        letterbox = EvalTransform(tuple(options.image_size))
+        self.val_data = EvalDataset(Reader(data.val, masks), letterbox, masks)
         self.description = {"classes": data.classes}
         self.dtype = compute_dtype(options.double)
 
     def build_model(self) -> nn.Module:
-        """The network; models/detector_output.py says what goes in and comes out."""
+        """The network; models/detector_interface.py says what goes in and comes out."""
         options = self.options
         return build_detection_model(
             options.model,
@@ -77,7 +68,7 @@ class Detection(Task):
         )
 
     def to_device(self, batch: dict[str, Any]) -> Batch:
-        """Image to float (B, 3, H, W) from 0 to 1, targets as they are; the truth stays."""
+        """Image to float (B, 3, H, W) from 0 to 1, targets as they are; the truth isn't moved."""
         moved = {
             name: batch[name].to(self.device, non_blocking=True)
             for name in ("image", "boxes", "labels", "masks")
@@ -89,10 +80,10 @@ class Detection(Task):
         return batch | moved | {"image": image, "boxes": moved["boxes"].to(self.dtype)}
 
     def losses(self, model: nn.Module, batch: Batch, denominators: dict[str, Tensor]) -> Losses:
-        """The detector's own parts, per positive where the detector counts those, or per image.
+        """The parts of the detector's loss, per positive or per image as ``divides_by`` says.
 
-        Which predictions are positive shows in the forward pass only, so that division is left to
-        the engine.
+        The forward pass decides which predictions are positive, so that division is left to the
+        engine.
         """
         detector = getattr(model, "module", model)  # without DDP around it
         parts, positives = model(batch["image"], _targets(batch))
@@ -103,12 +94,12 @@ class Detection(Task):
         return Losses({name: part / images for name, part in parts.items()}, counts)
 
     def evaluate(self, model: nn.Module, batches: Iterator[dict[str, Any]]) -> Tally:
-        """The loss and its denominator as sums; of every image what is in it and was found."""
+        """The loss and its denominator as sums; a record of every image's truth and detections."""
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         sums = {"loss": zero.clone(), "denominator": zero.clone()}
         records = []
         for batch in map(self.to_device, batches):
-            # Two-stage detectors compute their loss on proposals drawn at random.
+            # Two-stage detectors compute their loss on randomly drawn proposals.
             torch.manual_seed(int(batch["index"][0]))
             losses, found = model(batch["image"], _targets(batch), detect=True)
             sums["loss"] += sum(losses.parts.values())
@@ -137,7 +128,7 @@ class Detection(Task):
         )
 
     def score(self, sums: dict[str, Tensor], records: list[ImageRecord]) -> Evaluation:
-        """COCO's average precision and recall, per class too, of masks too; the loss."""
+        """COCO's average precision and recall, also per class and of masks; the loss."""
         classes = self.data.classes
         precision = average_precision(records, classes)
         masks = {}
@@ -154,7 +145,7 @@ class Detection(Task):
         return Evaluation(metrics, details=precision)
 
     def figures(self, model: nn.Module, details: Precision) -> dict[str, Tensor]:
-        """The same validation images every time, truth beside detections; the newest curves."""
+        """The same validation images every time with truth and detections; the newest curves."""
         names = self.data.classes, self.data.colors
         figures = {}
         if details.curves:

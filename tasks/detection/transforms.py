@@ -1,6 +1,6 @@
-"""Augmentation of pictures and their objects, on uint8, at random from torch's generator alone.
+"""Augmentation of images and their objects, on uint8, random from torch's generator alone.
 
-A transform of training is called with what reads samples, since it may mix several of them.
+The training transform is called with a reader of samples, since it may mix several of them.
 """
 
 from typing import Any, Protocol
@@ -13,10 +13,11 @@ from data.colors import ColorJitter
 from data.stream import SampleKey
 from tasks.detection.geometry import Sample, cut, letterbox
 from tasks.detection.mixing import copy_paste, jittered, mixup, mosaic
+from tasks.detection.options import DetectionOptions
 
 
 class Samples(Protocol):
-    """What reads samples; ``tasks.detection.dataset.Reader`` does."""
+    """A reader of samples, such as ``tasks.detection.dataset.Reader``."""
 
     def sample(self, index: int) -> Sample:
         """The sample of an index."""
@@ -26,9 +27,9 @@ class Samples(Protocol):
 
 
 class IoUCrop(v2.RandomIoUCrop):
-    """SSD's crop, which leaves a picture without objects as it is.
+    """SSD's crop (arXiv:1512.02325), which leaves an image without objects as it is.
 
-    Boxes that it takes away become empty ones; ``cut``, which follows, drops them.
+    Boxes outside the crop become empty; ``cut``, which follows, drops them.
     """
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -41,42 +42,16 @@ class TrainTransform:
     """Mosaic or a jittered crop, then copy-paste, mixup, flip and colours.
 
     Args:
-        image_size: (height, width) of the result.
-        scale_range: smallest and largest factor of the large-scale jitter, where 1 fits the picture
-            into the result; (1, 1) only moves it.
-        hflip: probability of a horizontal flip.
-        color_jitter: largest change of brightness, contrast, saturation (relative) and hue (in
-            turns, up to 0.5).
-        iou_crop: probability of SSD's crop before the jitter (not in a mosaic).
-        mosaic: probability of a mosaic of four samples.
-        mixup: probability of another sample shining through.
-        copy_paste: probability of pasting another sample's objects; needs masks.
-        mosaic_until: position in the stream from which there is neither mosaic nor mixup; None:
-            they never end.
+        options: image_size, and the options of the group augmentation.
+        mosaic_until: position in the stream from which on there is neither mosaic nor mixup.
     """
 
-    def __init__(
-        self,
-        image_size: tuple[int, int],
-        scale_range: tuple[float, float] = (0.5, 1.5),
-        hflip: float = 0.5,
-        color_jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.0),
-        iou_crop: float = 0.0,
-        mosaic: float = 0.0,
-        mixup: float = 0.0,
-        copy_paste: float = 0.0,
-        mosaic_until: int | None = None,
-    ) -> None:
-        self.image_size = image_size
-        self.scale_range = scale_range
-        self.iou_crop = iou_crop
-        self.mosaic = mosaic
-        self.mixup = mixup
-        self.copy_paste = copy_paste
-        self.mosaic_until = mosaic_until
+    def __init__(self, options: DetectionOptions, mosaic_until: int) -> None:
+        self.options, self.mosaic_until = options, mosaic_until
+        self.size, self.scale_range = tuple(options.image_size), tuple(options.scale_range)
         self.crop = IoUCrop()
-        self.flip = v2.RandomHorizontalFlip(hflip)
-        colors = [ColorJitter(*color_jitter)] if any(color_jitter) else []
+        self.flip = v2.RandomHorizontalFlip(options.hflip)
+        colors = [ColorJitter(*options.color_jitter)] if any(options.color_jitter) else []
         self.finish = v2.Compose([self.flip, *colors])
 
     def __call__(self, samples: Samples, key: SampleKey) -> Sample:
@@ -84,28 +59,29 @@ class TrainTransform:
 
         Args:
             samples: reads the sample of the key, and others that are mixed in.
-            key: which sample, and its position in the stream.
+            key: the sample's entry in the stream.
 
         Returns:
-            The sample at ``image_size``, without objects that have become smaller than a pixel.
+            The sample at the network's input size, without objects that have become smaller than a
+            pixel.
         """
         sample, another = samples.sample(key.index), samples.random_sample
-        mixing = self.mosaic_until is None or key.position < self.mosaic_until
-        if mixing and _happens(self.mosaic):
+        mixing = key.position < self.mosaic_until
+        if mixing and _happens(self.options.mosaic):
             tiles = [sample, another(), another(), another()]
-            sample = mosaic(tiles, self.image_size, self.scale_range)
+            sample = mosaic(tiles, self.size, self.scale_range)
         else:
             sample = self._placed(sample)
-        if _happens(self.copy_paste):
+        if _happens(self.options.copy_paste):
             sample = copy_paste(sample, self.flip(self._placed(another())))
-        if mixing and _happens(self.mixup):
+        if mixing and _happens(self.options.mixup):
             sample = mixup(sample, self._placed(another()))
         return self.finish(sample)
 
     def _placed(self, sample: Sample) -> Sample:
-        if _happens(self.iou_crop):
+        if _happens(self.options.iou_crop):
             sample = self.crop(sample)
-        return jittered(sample, self.image_size, self.scale_range)
+        return jittered(sample, self.size, self.scale_range)
 
 
 def _happens(probability: float) -> bool:
@@ -113,7 +89,7 @@ def _happens(probability: float) -> bool:
 
 
 class EvalTransform:
-    """The whole picture, as large as fits, in the middle of a canvas of fixed size.
+    """The whole image, as large as fits, in the middle of a canvas of fixed size.
 
     Args:
         image_size: (height, width) of the canvas.
@@ -126,8 +102,8 @@ class EvalTransform:
         """Letterbox a sample.
 
         Returns:
-            The sample with what ``geometry.to_original`` needs: size (height, width) of the
-            original, scale and offset (both along x and y).
+            The sample with what ``geometry.to_original`` needs: "size" (2,) height and width of
+            the original, "scale" (2,) and "offset" (2,), both along x and y.
         """
         size = tuple(sample["image"].shape[-2:])
         window = letterbox(size, self.image_size)

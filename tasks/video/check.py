@@ -20,11 +20,11 @@ class VideoSurvey:
 
     Args:
         problems: a sentence per bad video, naming the file.
-        frames: int64, frames of each good sample (of its part between start and end).
-        seconds: float64, duration of each good sample.
-        labels: int64, class of each good sample.
-        short: good samples with too few frames for one clip, so that frames repeat.
-        samples: all samples read.
+        frames: int64 (N,), number of frames of each good sample, between its start and end.
+        seconds: float64 (N,), duration of each good sample.
+        labels: int64 (N,), class of each good sample.
+        short: number of good samples that are too short for a clip, so that frames repeat.
+        samples: number of all samples read.
     """
 
     problems: list[str]
@@ -35,7 +35,7 @@ class VideoSurvey:
     samples: int
 
     def lines(self, classes: Sequence[str]) -> list[str]:
-        """Lengths and rates from the smallest over the median to the largest; videos per class."""
+        """Range and median of lengths and rates, and the number of videos of each class."""
         lines = []
         if len(self.frames):
             rates = self.frames / self.seconds
@@ -65,7 +65,7 @@ def check_data(options: VideoOptions, data: VideoData) -> int:
 
 
 def survey(clip: ClipOptions, reader: Reader, num_workers: int = 0) -> VideoSurvey:
-    """Decode every frame of every sample, and measure the samples."""
+    """Decode every frame of every sample and measure the samples."""
     problems: list[str] = []
     good: list[tuple[int, float, int, bool]] = []
     for measured, problem in read_all(partial(_measure, reader, clip), len(reader), num_workers):

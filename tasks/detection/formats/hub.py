@@ -7,7 +7,15 @@ import datasets
 
 from data.hub import Media, hub_name, open_hub, require_columns, select_media
 from errors import UserError
-from tasks.detection.formats.reading import area, box, flag, identity, pixels, read_each
+from tasks.detection.formats.reading import (
+    area,
+    box,
+    flag,
+    given_class_names,
+    identity,
+    pixels,
+    read_each,
+)
 from tasks.detection.options import DetectionOptions
 from tasks.detection.rows import Annotated, DetectionData, class_colors, stored_size, to_rows
 
@@ -27,7 +35,7 @@ def _xyxy(box: Sequence[float], size: tuple[int, int]) -> Box:
     return box[0], box[1], box[2] - box[0], box[3] - box[1]
 
 
-def _normalised(box: Sequence[float], size: tuple[int, int]) -> Box:
+def _shares(box: Sequence[float], size: tuple[int, int]) -> Box:
     x, y, width, height = box
     down, across = size
     return (x - width / 2) * across, (y - height / 2) * down, width * across, height * down
@@ -36,26 +44,19 @@ def _normalised(box: Sequence[float], size: tuple[int, int]) -> Box:
 BOX_FORMATS: dict[str, Callable[[Sequence[float], tuple[int, int]], Box]] = {
     "coco": _xywh,
     "voc": _xyxy,
-    "yolo": _normalised,
+    "yolo": _shares,
 }
 
 
-def load_hub(
-    options: DetectionOptions, class_names: Sequence[str] | None, with_masks: bool
-) -> DetectionData:
-    """A data set of the hub, or a local copy of one.
+def load_hub(options: DetectionOptions) -> DetectionData:
+    """A data set of the hub, or a local copy of one; without masks, which have no common form.
 
-    Args:
-        options: dataset, image_column, objects_column and bbox_format.
-        class_names: of the category numbers; None: those of the column's ClassLabel, or the numbers
-            or texts that occur.
-        with_masks: refused, since such columns have no common form.
+    The classes are ``--class_names``, or those of the column's ClassLabel, or else the numbers or
+    texts that occur.
 
     Raises:
-        UserError: it can't be loaded, or the columns don't hold that.
+        UserError: it can't be loaded, or the columns don't hold images and objects.
     """
-    if with_masks:
-        raise UserError("hub: data sets are read without masks: use coco, yolo or synthetic.")
     name, image_column = hub_name(options.dataset), options.image_column
     objects_column = options.objects_column
     train, val, notes = open_hub(options.dataset)
@@ -66,13 +67,13 @@ def load_hub(
         images = select_media(rows, name, (media, image_column))
         splits.append((images, rows.remove_columns(image_column)))
     objects = [_objects(rows, name, objects_column) for _, rows in splits]
-    classes, ids = _classes(train, name, objects_column, class_names, objects)
+    classes, ids = _classes(train, name, objects_column, given_class_names(options), objects)
     done = []
     for (images, rows), found in zip(splits, objects, strict=True):
         sizes = _sizes(rows, images, name)
-        pictures = _annotated(found, sizes, ids, BOX_FORMATS[options.bbox_format])
-        annotations = to_rows(pictures, classes, with_masks=False).remove_columns("image")
-        # Side by side, so that the pictures stay where they are on the disk.
+        annotated = _annotated(found, sizes, ids, BOX_FORMATS[options.bbox_format])
+        annotations = to_rows(annotated, classes, with_masks=False).remove_columns("image")
+        # Side by side, so that the images stay where they are on the disk.
         done.append(datasets.concatenate_datasets([images, annotations], axis=1))
     return DetectionData(*done, classes, class_colors(len(classes)), notes)
 
@@ -102,7 +103,7 @@ def _objects(rows: datasets.Dataset, name: str, column: str) -> Objects:
             )
         fields = [values or [None] * len(fields[0]) for values in fields]
         if len(set(map(len, fields))) > 1:
-            raise ValueError("its lists are not of one length")
+            raise ValueError("its lists differ in length")
         return [
             (box(corners), identity(category), flag(crowd), area(size))
             for corners, category, crowd, size in zip(*fields, strict=True)
@@ -162,11 +163,11 @@ def _class_label(feature: Any) -> list[str] | None:
 def _sizes(
     rows: datasets.Dataset, images: datasets.Dataset, name: str
 ) -> Iterator[tuple[int, int]]:
-    """(height, width) of every picture: from columns of these names, or the files' headers."""
+    """(height, width) of every image: from columns of these names, or the files' headers."""
     if not {"height", "width"} <= set(rows.column_names):
         return (stored_size(row["image"]) for row in images)
     stored = zip(rows["height"][:], rows["width"][:], strict=True)
-    sizes = read_each(name, "picture size", stored, lambda size: tuple(map(pixels, size)))
+    sizes = read_each(name, "image size", stored, lambda size: tuple(map(pixels, size)))
     return (size if all(size) else stored_size(images[n]["image"]) for n, size in enumerate(sizes))
 
 
@@ -177,7 +178,7 @@ def _annotated(
     convert: Callable[[Sequence[float], tuple[int, int]], Box],
 ) -> Iterator[Annotated]:
     for row, size in zip(objects, sizes, strict=True):
-        picture = Annotated("", size)  # the pictures have a table of their own
+        image = Annotated("", size)  # the images have a table of their own
         for corners, category, crowd, covered in row:
-            picture.add(convert(corners, size), ids[category], crowd, covered)
-        yield picture
+            image.add(convert(corners, size), ids[category], crowd, covered)
+        yield image

@@ -1,15 +1,32 @@
-"""Reading users' annotations: whatever is wrong with one becomes a sentence that names its file."""
+"""Reading what users write: whatever is wrong with it becomes a sentence that names its file."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+from data.class_lists import read_class_file
 from errors import UserError
+from tasks.detection.options import DetectionOptions
 
-# What reading a record raises that isn't of the form expected.
+# What reading a record raises where its form is not the expected one.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 MOST_PIXELS = 2**31 - 1  # of a side, as the table of rows stores it
 LARGEST_ID = 2**63 - 1
+
+
+def given_class_names(options: DetectionOptions) -> list[str] | None:
+    """The names that ``--class_names`` lists or whose file it names; None where it isn't given.
+
+    Raises:
+        UserError: there is no such file, or the names are none or not distinct.
+    """
+    names = options.class_names
+    if isinstance(names, str):
+        names, _ = read_class_file(Path(names).expanduser())
+    if names is not None and len(set(names)) < max(1, len(names)):
+        raise UserError("--class_names must hold at least one name, and each name only once.")
+    return names
 
 
 def read_each(
@@ -18,10 +35,13 @@ def read_each(
     """What ``read`` makes of each record.
 
     Args:
-        where: the file, or what else a message calls the source.
-        what: what a message calls a record.
+        where: the source as a message names it, such as its file.
+        what: a record as a message names it.
         records: as stored.
         read: raises one of MALFORMED for a record that it can't read.
+
+    Yields:
+        The results, in order.
 
     Raises:
         UserError: a record can't be read; the message shows it and says why.
@@ -39,7 +59,7 @@ def read_each(
 
 
 def reason(error: Exception) -> str:
-    """What a malformed record lacks, as a part of a sentence."""
+    """What is wrong with a malformed record, as a part of a sentence."""
     if isinstance(error, KeyError):
         return f"it has no {error}"
     return " ".join(str(error).split()).replace(". ", "; ").rstrip(".")
@@ -62,7 +82,7 @@ def text(value: Any) -> str:
 
 
 def pixels(value: Any) -> int:
-    """A picture's height or width; 0 where it is not given."""
+    """An image's height or width; 0 where it is not given."""
     length = float(value or 0)
     if not 0 <= length <= MOST_PIXELS:
         raise ValueError(f"{value!s:.40} is no number of pixels")

@@ -1,4 +1,4 @@
-"""Detection data in Pascal VOC's layout: an XML file per picture, and lists of names per split."""
+"""Detection data in Pascal VOC's layout: an XML file per image, and lists of names per split."""
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ from data.folders import (
     read_text,
     require_folders,
 )
-from data.sources import SourceOptions
 from errors import UserError
-from tasks.detection.formats.reading import MALFORMED, pixels, reason
+from tasks.detection.formats.reading import MALFORMED, given_class_names, pixels, reason
+from tasks.detection.options import DetectionOptions
 from tasks.detection.rows import Annotated, DetectionData, class_colors, to_rows
 
 EXPECTED = "JPEGImages, Annotations and ImageSets/Main"
+FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
 
 
 @dataclass
@@ -30,7 +31,7 @@ class _Annotation:
     Args:
         file: the XML file.
         size: (height, width), or None where it isn't given.
-        objects: name, box (x, y, width, height) and whether it is difficult.
+        objects: of each its name, its box (x, y, width, height) and whether it is difficult.
     """
 
     file: Path
@@ -38,54 +39,50 @@ class _Annotation:
     objects: list[tuple[str, tuple[float, float, float, float], bool]]
 
 
-def load_voc(
-    options: SourceOptions, class_names: Sequence[str] | None, with_masks: bool
-) -> DetectionData:
+def load_voc(options: DetectionOptions) -> DetectionData:
     """Pascal VOC 2007 and 2012, and what labelling tools write in this layout.
 
-    An object marked difficult is treated as a crowd: it is no target in training and ignored in
-    evaluation, as in VOC's own. Corners count pixels from 1 and are part of the box, as VOC defines
-    them. The classes are ``class_names``, or VOC's 20 in a folder named VOC20.., or else the names
-    that occur, sorted. A split without validation list is evaluated on its test list.
+    An object marked difficult is treated as a crowd: training doesn't learn it and evaluation
+    ignores it, as VOC's own does. Corners count pixels from 1 and are part of the box, as VOC
+    defines them. The classes are ``--class_names``, or VOC's 20 in a folder named VOC20.., or else
+    the names that occur, sorted. Data without a validation list is evaluated on the test list.
+
+    Raises:
+        UserError: a file or folder is missing, or holds something that can't be used.
     """
     root = data_root(options, EXPECTED, "VOCdevkit/VOC2012", "VOC2012", "VOC2007")
-    if with_masks:
-        raise UserError("--dataset voc has boxes but no masks: use coco, yolo or synthetic.")
-    images, annotations, lists = require_folders("voc", root, EXPECTED, *EXPECTED_FOLDERS)
+    images, annotations, lists = require_folders("voc", root, EXPECTED, *FOLDERS)
     files = dict(image_files(images))
     splits = []
     for split_names in (TRAIN, VAL):
         names = _listed(lists, split_names, files)
         missing = next((name for name in names if name not in files), None)
         if missing is not None:
-            raise UserError(f"{images} has no picture {missing} although {lists} lists it: add it.")
+            raise UserError(f"{images} has no image {missing} although {lists} lists it: add it.")
         splits.append([(files[name], _parse(annotations / f"{name}.xml")) for name in names])
-    classes = _classes(root, class_names, splits)
+    classes = _classes(root, given_class_names(options), splits)
     train, val = (
-        to_rows([_annotated(*picture, classes) for picture in split], classes, with_masks)
+        to_rows([_annotated(*image, classes) for image in split], classes, with_masks=False)
         for split in splits
     )
     return DetectionData(train, val, classes, class_colors(len(classes)))
-
-
-EXPECTED_FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
 
 
 def _listed(lists: Path, split_names: Sequence[str], known: Container[str]) -> list[str]:
     file = next((f for name in split_names if (f := lists / f"{name}.txt").is_file()), None)
     if file is None:
         raise UserError(
-            f"{lists} has no {split_names[0]}.txt: write the names of the split's pictures into "
-            "it, one a line, without suffix."
+            f"{lists} has no {split_names[0]}.txt: write the names of the split's images into it, "
+            "one per line, without suffix."
         )
     names = [_name(line.strip(), known) for line in read_text(file).splitlines() if line.strip()]
     if not names:
-        raise UserError(f"{file} is empty: write the names of the split's pictures into it.")
+        raise UserError(f"{file} is empty: write the names of the split's images into it.")
     return names
 
 
 def _name(line: str, known: Container[str]) -> str:
-    """The picture that a line names, maybe with its suffix, or as in VOC's lists of one class."""
+    """The image that a line names; lists may have suffixes, or a mark per image (-1, 0 or 1)."""
     plain = line[: -len(Path(line).suffix)] if Path(line).suffix.lower() in IMAGE_SUFFIXES else line
     listed, _, shown = line.rpartition(" ")
     candidates = [line, plain, *([listed.strip()] if shown in ("-1", "0", "1") else [])]
@@ -94,7 +91,7 @@ def _name(line: str, known: Container[str]) -> str:
 
 def _parse(file: Path) -> _Annotation:
     if not file.is_file():
-        raise UserError(f"There is no {file}: add it, or take its picture off the list.")
+        raise UserError(f"There is no {file}: add it, or take its image off the list.")
     try:
         tree = ElementTree.parse(file).getroot()
         width, height = (tree.findtext(f"size/{side}") for side in ("width", "height"))
@@ -102,8 +99,8 @@ def _parse(file: Path) -> _Annotation:
         objects = [_object(entry) for entry in tree.iter("object")]
     except (ElementTree.ParseError, *MALFORMED) as error:
         raise UserError(
-            f"{file} is no valid VOC annotation ({reason(error)}): correct it, or take its picture "
-            "off the list."
+            f"{file} is not a valid VOC annotation ({reason(error)}): correct it, or take its "
+            "image off the list."
         ) from None
     return _Annotation(file, size if all(size) else None, objects)
 
@@ -144,7 +141,7 @@ def _classes(root: Path, class_names: Sequence[str] | None, splits: list) -> lis
 
 
 def _annotated(image: Path, annotation: _Annotation, classes: list[str]) -> Annotated:
-    picture = Annotated(str(image), annotation.size)
+    annotated = Annotated(str(image), annotation.size)
     for name, box, difficult in annotation.objects:
-        picture.add(box, classes.index(name), crowd=difficult)
-    return picture
+        annotated.add(box, classes.index(name), crowd=difficult)
+    return annotated

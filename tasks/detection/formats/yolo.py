@@ -1,4 +1,4 @@
-"""Detection data in YOLO's layout: a text file per picture, and the names in data.yaml."""
+"""Detection data in YOLO's layout: a text file per image, and the names in data.yaml."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,35 +9,37 @@ import yaml
 
 from data.class_lists import read_class_file
 from data.folders import TRAIN, VAL, data_root, image_files, read_text
-from data.sources import SourceOptions
 from errors import UserError
+from tasks.detection.formats.reading import given_class_names
+from tasks.detection.options import DetectionOptions
 from tasks.detection.rows import Annotated, DetectionData, class_colors, stored_size, to_rows
 
 EXPECTED = "images/{train,val} and labels/{train,val}, or {train,val}/images and .../labels"
 NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
-MOST_CLASSES = 10_000  # a higher number without a name is a slip
+MOST_CLASSES = 10_000  # a higher number without a name is a mistake
 
-Line = tuple[int, list[float]]  # class id and normalised numbers
+Line = tuple[int, list[float]]  # class id, and shares of the image's width and height
 
 
-def load_yolo(
-    options: SourceOptions, class_names: Sequence[str] | None, with_masks: bool
-) -> DetectionData:
-    """Folders of pictures and of text files: a line ``class cx cy w h`` per object, or a polygon.
+def load_yolo(options: DetectionOptions) -> DetectionData:
+    """Folders of images and of text files: a line ``class cx cy w h`` per object, or a polygon.
 
-    All numbers are shares of the picture's width and height. ``class x y x y x y ...`` is a
-    polygon; its box lies around it. A picture without a text file has no objects. The splits and
-    the names are those of data.yaml if there is one. Picture sizes are read from the headers.
+    All numbers are shares of the image's width and height. ``class x y x y x y ...`` is a
+    polygon; its box lies around it. An image without a text file has no objects. The splits and
+    the names are those of data.yaml if there is one. Image sizes are read from the headers.
+
+    Raises:
+        UserError: a file or folder is missing, or holds something that can't be used.
     """
     root = data_root(options, EXPECTED)
     description = _description(root)
     splits = [
-        [(image, _label_file(image)) for image in _pictures(root, description, names)]
+        [(image, _label_file(image)) for image in _images(root, description, names)]
         for names in (TRAIN, VAL)
     ]
     parsed = [[(image, file, _parse(file)) for image, file in split] for split in splits]
     highest = max((line[0] for split in parsed for *_, lines in split for line in lines), default=0)
-    classes = list(class_names or _names(root, description) or ())
+    classes = given_class_names(options) or _names(root, description)
     notes = ()
     if not classes:
         if highest >= MOST_CLASSES:
@@ -47,7 +49,9 @@ def load_yolo(
             )
         classes = [f"class {number}" for number in range(highest + 1)]
         notes = (f"No class names were given: the labels show {len(classes)} classes.",)
-    train, val = (to_rows(_annotated(split, classes), classes, with_masks) for split in parsed)
+    train, val = (
+        to_rows(_annotated(split, classes), classes, options.needs_masks) for split in parsed
+    )
     return DetectionData(train, val, classes, class_colors(len(classes)), notes)
 
 
@@ -60,7 +64,7 @@ def _description(root: Path) -> dict[str, Any]:
         content = yaml.safe_load(read_text(file))
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{file} is no valid YAML ({reason}): correct it.") from None
+        raise UserError(f"{file} is not valid YAML ({reason}): correct it.") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} must name the splits and the classes (train, val, names).")
     for split in (*TRAIN, *VAL):
@@ -74,7 +78,7 @@ def _description(root: Path) -> dict[str, Any]:
 
 
 def _named(file: Path, names: Any) -> list[str]:
-    """The class names of data.yaml, where they are a list or an entry per number."""
+    """The class names of data.yaml: a list, or an entry per number."""
     if isinstance(names, dict):
         try:
             numbered = {int(number): str(name) for number, name in names.items()}
@@ -99,15 +103,15 @@ def _are_texts(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
-def _names(root: Path, description: dict[str, Any]) -> list[str] | None:
+def _names(root: Path, description: dict[str, Any]) -> list[str]:
     if names := description.get("names"):
         return names
     file = next((f for name in NAME_FILES if (f := root / name).is_file()), None)
-    return _unique(file, read_class_file(file)[0]) if file else None
+    return _unique(file, read_class_file(file)[0]) if file else []
 
 
-def _pictures(root: Path, description: dict[str, Any], split_names: Sequence[str]) -> list[Path]:
-    """A split's pictures: from data.yaml, or a list of names, or from folders."""
+def _images(root: Path, description: dict[str, Any], split_names: Sequence[str]) -> list[Path]:
+    """A split's images: from data.yaml, or a list of names, or from folders."""
     places = next((description[name] for name in split_names if description.get(name)), [])
     bases = (root / str(description.get("path", "")), root)
     found = [_resolve(place, bases) for place in places]
@@ -127,7 +131,7 @@ def _pictures(root: Path, description: dict[str, Any], split_names: Sequence[str
     if not images:
         where = ", ".join(map(str, found)) or str(root)
         raise UserError(
-            f"There are no pictures of the split {split_names[0]} in {where}: it must hold "
+            f"There are no images of the split {split_names[0]} in {where}: it must hold "
             f"{EXPECTED}."
         )
     return images
@@ -154,7 +158,7 @@ def _listed(root: Path, place: Path) -> Iterator[Path]:
 
 
 def _label_file(image: Path) -> Path:
-    """The text file: in the folder labels beside images, or next to the picture."""
+    """The text file: in the folder labels beside images, or next to the image."""
     parts = list(image.with_suffix(".txt").parts)
     for position in range(len(parts) - 2, -1, -1):
         if parts[position] == "images":
@@ -190,26 +194,26 @@ def _annotated(
 ) -> Iterator[Annotated]:
     for image, file, lines in split:
         size = stored_size(str(image))
-        picture = Annotated(str(image), size)
+        annotated = Annotated(str(image), size)
         for category, values in lines:
             if category >= len(classes):
                 raise UserError(
                     f"{file} has the class {category}, but there are {len(classes)} class names, "
                     "numbered from 0: correct the file or the names."
                 )
-            if any(size):  # else unreadable, which is reported when it is decoded
-                _add(picture, category, values, size)
-        yield picture
+            if any(size):  # an unreadable image is reported when it is decoded
+                _add(annotated, category, values, size)
+        yield annotated
 
 
-def _add(picture: Annotated, category: int, values: list[float], size: tuple[int, int]) -> None:
+def _add(image: Annotated, category: int, values: list[float], size: tuple[int, int]) -> None:
     height, width = size
     if len(values) == 4:
         x, y, w, h = values
-        picture.add(((x - w / 2) * width, (y - h / 2) * height, w * width, h * height), category)
+        image.add(((x - w / 2) * width, (y - h / 2) * height, w * width, h * height), category)
         return
     xs = [min(max(x, 0.0), 1.0) * width for x in values[::2]]
     ys = [min(max(y, 0.0), 1.0) * height for y in values[1::2]]
     box = (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys))
     outline = [[value for point in zip(xs, ys, strict=True) for value in point]]
-    picture.add(box, category, outline=outline)
+    image.add(box, category, outline=outline)
