@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from engine.plan import per_process_batch
 from errors import UserError
 
 # The groups of options in ``--help``, in this order.
@@ -97,6 +98,9 @@ class CommonOptions:
         at_least=0,
         resume="free",
     )
+    check_data: bool = option(
+        False, "read every sample, list what is bad, and stop", "data", resume="free"
+    )
     model: str = option("", "model name; docs/models.md lists them", "model")
     weights: str = option(
         "none",
@@ -136,6 +140,12 @@ class CommonOptions:
         "evaluation and files",
         at_least=0,
     )
+    eval_only: bool = option(
+        False,
+        "evaluate --weights or the resumed run, then stop",
+        "evaluation and files",
+        resume="free",
+    )
     output_dir: str | None = option(
         None, "folder of the run (default: a new one)", "evaluation and files", resume="free"
     )
@@ -158,6 +168,9 @@ class CommonOptions:
     log_every: int = option(
         10, "optimizer steps between log lines", "evaluation and files", at_least=1, resume="free"
     )
+    profile: bool = option(
+        False, "write a profiler trace of a few steps", "evaluation and files", resume="free"
+    )
     cpu: bool = option(
         False, "use the CPU although there is a GPU", "evaluation and files", resume="free"
     )
@@ -173,6 +186,22 @@ class CommonOptions:
             self._refuse_useless(field)
         if self.data_dir and self.dataset.partition(":")[0] in WITHOUT_FOLDER:
             raise UserError(f"--data_dir is of no use to --dataset {self.dataset}; leave it out.")
+        if self.eval_only and self.resume == "never" and self.weights == "none":
+            raise UserError("--eval_only needs something to evaluate: give --weights or --resume.")
+
+    def check_launch(self, processes: int, on_cpu: bool, precision: str) -> None:
+        """Refuse what the options and the launch make impossible together, before any work.
+
+        Args:
+            processes: of the job.
+            on_cpu: whether they compute on the CPU.
+            precision: Accelerate's mixed precision: no, bf16, fp16 or fp8.
+
+        Raises:
+            UserError: says what to give or how to launch instead.
+        """
+        if self.double and precision != "no":
+            raise UserError("--double computes in float64; launch it with --mixed_precision no.")
 
     def _refuse_useless(self, field: dataclasses.Field) -> None:
         """Refuse an option that the chosen data set has no use for."""
@@ -213,9 +242,6 @@ def _check_range(field: dataclasses.Field, value: Any) -> None:
 class TrainingOptions(CommonOptions):
     """The options of the scripts that train a whole network in every process."""
 
-    check_data: bool = option(
-        False, "read every sample, list what is bad, and stop", "data", resume="free"
-    )
     channels_last: bool = option(
         True, "channels-last memory format of images and convolutions", "model", resume="free"
     )
@@ -286,15 +312,6 @@ class TrainingOptions(CommonOptions):
         at_least=0,
         below=1,
     )
-    eval_only: bool = option(
-        False,
-        "evaluate --weights or the resumed run, then stop",
-        "evaluation and files",
-        resume="free",
-    )
-    profile: bool = option(
-        False, "write a profiler trace of a few steps", "evaluation and files", resume="free"
-    )
 
     def check(self) -> None:
         """Refuse values out of range; the scripts add what relates their own options."""
@@ -303,8 +320,15 @@ class TrainingOptions(CommonOptions):
             raise UserError("--epochs is 0 and so is --max_steps: give the length of the training.")
         if self.eval_only and self.weights == "backbone" and self.resume == "never":
             raise UserError("--eval_only needs weights of the whole model, not of the backbone.")
-        if self.eval_only and self.resume == "never" and self.weights == "none":
-            raise UserError("--eval_only needs something to evaluate: give --weights or --resume.")
+
+    def check_launch(self, processes: int, on_cpu: bool, precision: str) -> None:
+        """Refuse what the options and the launch make impossible together."""
+        super().check_launch(processes, on_cpu, precision)
+        if on_cpu and self.sync_bn_impl == "torch":
+            raise UserError(
+                "torch's SyncBatchNorm refuses the CPU; use --sync_bn_impl own or auto."
+            )
+        per_process_batch(self, processes)
 
 
 def color_jitter_option(default: list[float]) -> Any:

@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from engine.options import TrainingOptions
 from errors import UserError
+
+if TYPE_CHECKING:
+    from engine.options import TrainingOptions
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Plan:
         return self.total_steps * self.global_batch_size
 
 
-def per_process_batch(options: TrainingOptions, num_processes: int) -> int:
+def per_process_batch(options: "TrainingOptions", num_processes: int) -> int:
     """Samples per process and forward pass, from --batch_size or --global_batch_size.
 
     Raises:
@@ -63,7 +66,7 @@ def per_process_batch(options: TrainingOptions, num_processes: int) -> int:
     return batch_size
 
 
-def make_plan(options: TrainingOptions, num_samples: int, num_processes: int) -> Plan:
+def make_plan(options: "TrainingOptions", num_samples: int, num_processes: int) -> Plan:
     """Resolve the options of batch, length and learning rate.
 
     Args:
