@@ -129,11 +129,19 @@ class Stepper:
         return seconds
 
 
+def backend(device: str) -> str:
+    """What the processes talk by."""
+    return "nccl" if device == "cuda" else "gloo"
+
+
 def measure(rank: int, options: argparse.Namespace, folder: str) -> None:
     """One rank: every network, every variant in turn; rank 0 prints."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=options.processes
+        backend(options.device),
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=options.processes,
     )
     device = torch.device(options.device)
     kinds = ["bn", "own", "all_reduce"]
@@ -160,6 +168,8 @@ def measure(rank: int, options: argparse.Namespace, folder: str) -> None:
             rounds.append(seconds)
         if rank == 0:
             report(name, rounds, kinds, options.compile)
+    if device.type == "cuda":
+        count_on_gpu(options)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -260,11 +270,6 @@ def main() -> None:
         options.processes = 1
         with forced_paths():
             measure(0, options, folder)
-            dist.init_process_group(
-                "nccl", init_method=f"file://{folder}/again", rank=0, world_size=1
-            )
-            count_on_gpu(options)
-            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""convert_norm: exchange the normalisation layers of a model, in place, and change them back.
+"""``convert_norm``: exchange the normalisation layers of a model, in place, and change them back.
 
-BatchNorm and the two SyncBatchNorm differ only in what they compute, so a layer that turns from one
-into another keeps its identity and only gets another class: its parameters (and the optimizer that
+BatchNorm and the two SyncBatchNorm differ only in what they compute. A layer that turns from one
+into another stays the same object and gets another class: its parameters (and an optimizer that
 holds them), buffers, hooks and attributes are untouched, and a module registered under two names
-stays one module. FrozenBatchNorm and GroupNorm hold other things: those are new modules around the
+stays one module. FrozenBatchNorm and GroupNorm hold other things: they are new modules around the
 same tensors.
 """
 
@@ -20,7 +20,7 @@ from .layer import SyncBatchNorm
 
 KINDS = ("sync_bn", "bn", "group_norm", "frozen_bn")
 
-# What impl="auto" means on CUDA. "own" once docs/syncbn.md records its verification on a GPU.
+# What impl="auto" means on CUDA: "own" once it has passed every check on a GPU.
 AUTO_ON_CUDA = "torch"
 
 
@@ -37,7 +37,7 @@ class BatchNorm(_BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
-            raise ValueError(f"expected input of shape (N, C, ...), got {input.dim()} dimensions")
+            raise ValueError(f"Expected input of shape (N, C, ...), got {input.dim()} dimensions.")
 
 
 class FrozenBatchNorm(nn.Module):
@@ -90,27 +90,28 @@ class GroupNormAct(_ThenActivation, nn.GroupNorm):
 def convert_norm(
     model: nn.Module, kind: str, *, impl: str = "auto", group_size: int | None = None
 ) -> tuple[nn.Module, list[str]]:
-    """Turn every BatchNorm layer of `model` into `kind`, in place.
+    """Turn every BatchNorm layer of ``model`` into ``kind``, in place.
 
-    Sources are BatchNorm1d/2d/3d, timm's BatchNormAct2d (whose dropout and activation stay),
-    FrozenBatchNorm, torch's SyncBatchNorm and this project's. Other subclasses of BatchNorm are
-    left as they are, with a warning: their forward is unknown. Either all layers are converted or,
-    on an error, none.
+    Converts BatchNorm1d/2d/3d, timm's BatchNormAct2d (whose dropout and activation stay),
+    FrozenBatchNorm, torch's SyncBatchNorm and this folder's. Other subclasses of BatchNorm stay as
+    they are, with a warning, because it is not known what they compute. On an error no layer is
+    converted.
 
     Args:
         model: not yet wrapped in DDP.
-        kind: sync_bn, bn (which also changes SyncBatchNorm back), group_norm or frozen_bn.
-        impl: for sync_bn: own, torch (torch.nn.SyncBatchNorm, CUDA only) or auto.
-        group_size: for sync_bn: synchronise within groups of this many consecutive ranks, for
+        kind: "sync_bn", "bn" (which also changes SyncBatchNorm back), "group_norm" or "frozen_bn".
+        impl: for "sync_bn": "own", "torch" (torch.nn.SyncBatchNorm, CUDA only) or "auto".
+        group_size: for "sync_bn": synchronise within groups of this many consecutive ranks, for
             instance the processes of one node. A collective: every rank has to make the call.
 
     Returns:
         The model (another object only if the model itself is a single layer) and the names of the
-        converted layers. No name where all are of that kind already.
+        converted layers: none where all are of that kind already.
 
     Raises:
-        NormError: there is nothing to convert; the model is wrapped already; channels that don't
-            divide into groups; no running statistics to freeze; a group size that doesn't fit.
+        NormError: an unknown ``kind`` or ``impl``; a model without BatchNorm or wrapped already;
+            channels that don't divide into groups; no running statistics to freeze; a
+            ``group_size`` that doesn't fit.
     """
     if kind not in KINDS:
         raise NormError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
@@ -129,7 +130,7 @@ def convert_norm(
     if unknown:
         warnings.warn(
             f"convert_norm leaves {len(unknown)} layers as they are, because it doesn't know what "
-            f"their classes compute beyond BatchNorm: {', '.join(unknown)}",
+            f"their classes compute beyond BatchNorm: {', '.join(unknown)}.",
             stacklevel=2,
         )
     if not layers and not already:
@@ -139,13 +140,14 @@ def convert_norm(
         )
     for name, layer in layers.items():
         _check(name, layer, kind)
+    numbers = {module: number for number, module in enumerate(model.modules())}
+    subgroup = None if kind != "sync_bn" or group_size is None else _subgroup(group_size)
     new = {}
-    if kind != "sync_bn" or group_size is None:  # a layer that has a group of its own keeps it
-        for layer in layers.values():
-            new[layer] = _convert(layer, target, _group_of(layer) if kind == "sync_bn" else None)
-    else:
-        group = _subgroup(group_size)
-        new = {layer: _convert(layer, target, group) for layer in layers.values()}
+    for layer in layers.values():
+        group = subgroup
+        if kind == "sync_bn" and group_size is None:  # a layer that has a group of its own keeps it
+            group = _group_of(layer)
+        new[layer] = _convert(layer, target, group, numbers[layer])
     for parent in model.modules():
         for name, child in parent._modules.items():
             if child in new:
@@ -154,8 +156,12 @@ def convert_norm(
 
 
 def family(module: nn.Module) -> str | None:
-    """bn, sync_bn (own), sync_bn (torch), frozen_bn, group_norm; unknown_bn for a subclass of
-    BatchNorm that isn't known; None for anything else."""
+    """Which normalisation a module is.
+
+    Returns:
+        "bn", "sync_bn (own)", "sync_bn (torch)", "frozen_bn" or "group_norm"; "unknown_bn" for
+        another subclass of BatchNorm; None for anything else.
+    """
     kind = type(module)
     if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm):
         return "bn"
@@ -222,7 +228,9 @@ def _groups(channels: int) -> int | None:
     return None
 
 
-def _convert(layer: nn.Module, target: str, group) -> nn.Module:
+def _convert(
+    layer: nn.Module, target: str, group: dist.ProcessGroup | None, number: int
+) -> nn.Module:
     if family(layer) == "frozen_bn":
         layer = _thaw(layer)
     _revert(layer)
@@ -230,6 +238,7 @@ def _convert(layer: nn.Module, target: str, group) -> nn.Module:
     if target == "sync_bn (own)":
         layer.plain_class = type(layer)
         layer.group_name = None if group is None else group.group_name
+        layer.number = number
         layer.__class__ = SyncBatchNormAct if has_activation else SyncBatchNorm
     elif target == "sync_bn (torch)":
         layer.plain_class = type(layer)
@@ -261,7 +270,7 @@ def _revert(layer: _BatchNorm) -> None:
         return
     fallback = _timm("BatchNormAct2d") if hasattr(layer, "act") else BatchNorm
     layer.__class__ = layer.__dict__.pop("plain_class", fallback)
-    for attribute in ("group_name", "process_group"):
+    for attribute in ("group_name", "number", "process_group"):
         layer.__dict__.pop(attribute, None)
 
 
@@ -286,7 +295,7 @@ def _thaw(frozen: nn.Module) -> _BatchNorm:
 
 
 def _carry_over(old: nn.Module, new: nn.Module, but: tuple[str, ...] = ()) -> nn.Module:
-    """Give `new` the mode, hooks, submodules and further attributes of `old`."""
+    """Give ``new`` the mode, hooks, submodules and further attributes of ``old``."""
     new.training = old.training
     new._modules.update(old._modules)
     for name, value in old.__dict__.items():
@@ -314,7 +323,7 @@ def _will_run_on_cuda(model: nn.Module) -> bool:
 
 
 def _subgroup(size: int) -> dist.ProcessGroup | None:
-    """This rank's group of `size` consecutive ranks, or None where that is all of them."""
+    """This rank's group of ``size`` consecutive ranks, or None where that is all of them."""
     if not (dist.is_available() and dist.is_initialized()):
         raise NormError(
             "group_size needs several processes: start them with accelerate launch or torchrun, or "
@@ -341,7 +350,7 @@ def _other_norms(model: nn.Module) -> str:
 
 
 def is_other_norm(module: nn.Module) -> bool:
-    """GroupNorm, LayerNorm, InstanceNorm, RMSNorm and their like: normalise each sample alone."""
+    """Whether a module normalises each sample alone, as GroupNorm, LayerNorm and their like do."""
     names = ("GroupNorm", "LayerNorm", "RMSNorm", "InstanceNorm")
     return any(name in type(module).__name__ for name in names)
 

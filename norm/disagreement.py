@@ -15,11 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .running_stats import joined_statistics, recorded_statistics
 
-# A share above HIGH: the ranks normalise visibly differently. Under LOW: BatchNorm will do. With
+# From HIGH up the ranks normalise visibly differently; below LOW BatchNorm is enough. With
 # independent samples the share falls as 1/batch; 0.01 is a shift of a tenth of a deviation.
 HIGH = 0.03
 LOW = 0.01
-# So far below what chance gives, the ranks' means differ by rounding alone.
+# A share this far below that of chance: the ranks' means differ by rounding alone.
 COPIES = 1e-9
 
 
@@ -27,13 +27,13 @@ COPIES = 1e-9
 class Disagreement:
     """How much of the variance of the joined batch lies between the ranks, not within them.
 
-    For one channel: share = Σ w_r (m_r - μ)² / σ², w_r the rank's part of the values: 0 where all
-    ranks see the same mean, 1 where each sees a constant of its own (the correlation ratio η²). Its
-    root is how far, in standard deviations, plain BatchNorm's means are from the joined one.
+    For one channel, share = Σ w_r (m_r - μ)² / σ², where w_r is the rank's part of the values (the
+    correlation ratio η²): 0 where all ranks see the same mean, 1 where each sees a constant of its
+    own. Its root is how far, in standard deviations, a rank's own mean is from the joined one.
 
     Attributes:
         share: averaged over channels, then over layers.
-        by_chance: what `share` would be if all values, pixels too, were independent draws:
+        by_chance: what ``share`` would be if all values, pixels too, were independent draws:
             (W-1)/(N-1). Far above it, whole samples differ, and a larger batch evens that out.
         worst_share: the largest of the layers.
         worst_layer: its name.
@@ -71,7 +71,7 @@ class Disagreement:
 
 
 class rank_disagreement:
-    """Context manager around one training forward; `result` is set when it ends.
+    """Context manager around one training forward; ``result`` is set when it ends.
 
     Looks at every BatchNorm or SyncBatchNorm layer in training mode, by a hook that exists only
     inside the context. Costs one more pass over each layer's input and, at the end, one collective

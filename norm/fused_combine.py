@@ -1,8 +1,12 @@
-"""`kernels.combine_and_track` as one Triton kernel: one launch in place of about twenty.
+"""``kernels.combine_and_track`` as one Triton kernel: one launch in place of about twenty.
 
-Not yet run on GPUs; the tests run it on CPU through Triton's interpreter.
+The tests run it on the CPU, in Triton's interpreter.
 """
 
+import functools
+import warnings
+
+import torch
 from torch import Tensor
 
 try:
@@ -14,9 +18,26 @@ except ImportError:  # no CUDA build of torch: the plain version is used
 BLOCK = 128
 
 
-def has_triton() -> bool:
-    """Whether the kernel can be launched."""
-    return triton is not None
+@functools.cache
+def can_launch(device: torch.device) -> bool:
+    """Whether the kernel compiles and starts on ``device``; tried once, without waiting for it.
+
+    Warns:
+        UserWarning: Triton is installed and can't compile, for want of a C compiler for instance.
+    """
+    if triton is None:
+        return False
+    try:
+        combine_on_gpu(torch.ones(1, 3, device=device), 1e-5, None, None, None, None)
+    except Exception as error:  # whatever a compiler, a linker or a driver may raise
+        warnings.warn(
+            f"SyncBatchNorm goes without its Triton kernel, which can't be compiled here "
+            f"({type(error).__name__}: {error}): its statistics take about twenty launches per "
+            "layer in place of one.",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 if triton is not None:
@@ -89,7 +110,7 @@ def combine_on_gpu(
     batches: Tensor | None,
     momentum: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `kernels.combine_and_track`; float32 rows. One launch, four where momentum is None."""
+    """See ``kernels.combine_and_track``; float32 rows. One launch, four where momentum is None."""
     rows = rows.contiguous()
     ranks, width = rows.shape
     channels = (width - 1) // 2
@@ -99,21 +120,23 @@ def combine_on_gpu(
     if track and momentum is None:
         # Counted before the launch: its programs all read the number and could not also write it.
         batches.add_(rows[:, -1].sum() > 0)
-    _combine[(triton.cdiv(channels, BLOCK),)](
-        rows,
-        mean,
-        var,
-        invstd,
-        total,
-        running_mean if track else mean,
-        running_var if track else var,
-        batches if track else total,
-        eps,
-        0.0 if momentum is None else momentum,
-        channels,
-        ranks,
-        TRACK=track,
-        CUMULATIVE=momentum is None,
-        BLOCK=BLOCK,
-    )
+    # Triton launches on the current device, which need not be that of the tensors.
+    with torch.cuda.device_of(rows):
+        _combine[(triton.cdiv(channels, BLOCK),)](
+            rows,
+            mean,
+            var,
+            invstd,
+            total,
+            running_mean if track else mean,
+            running_var if track else var,
+            batches if track else total,
+            eps,
+            0.0 if momentum is None else momentum,
+            channels,
+            ranks,
+            TRACK=track,
+            CUMULATIVE=momentum is None,
+            BLOCK=BLOCK,
+        )
     return mean, var, invstd, total

@@ -3,11 +3,12 @@
 A layer keeps the name of its group and not the ProcessGroup object, which can be neither copied nor
 pickled.
 
-Compiled code uses the functional collectives, which torch.compile can trace. Eager code doesn't:
-called eagerly on gloo, torch 2.15's corrupted the heap now and then when the machine was busy
-(glibc aborts with "malloc(): unaligned tcache chunk detected"), and they take longer.
+Compiled code calls torch's functional collectives, which ``torch.compile`` can trace; eager code
+doesn't, because they take longer and torch 2.15's corrupted the heap now and then on gloo (glibc
+aborts with "malloc(): unaligned tcache chunk detected"). Both call the same collective of the
+process group: a rank whose compiler gives up meets the others' in the same place.
 
-Processes on one host that run eagerly on the CPU can use a quicker exchange: `exchange_locally`.
+Processes on one host that run eagerly on the CPU can use a quicker exchange: ``exchange_locally``.
 """
 
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
+from torch.nn import functional
 
 from .local_exchange import LocalExchange, connect
 
@@ -28,6 +30,7 @@ GLOO_GATHER_RANKS = 8
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
+# The one that ``exchange_locally`` made, or None.
 _local: LocalExchange | None = None
 
 
@@ -47,47 +50,88 @@ def exchange_locally(wanted: bool = True) -> bool:
 
 
 class Group(NamedTuple):
-    """A process group of more than one rank: its registered name and its size."""
+    """A process group of more than one rank.
+
+    Attributes:
+        name: under which torch registered it.
+        size: number of ranks.
+        layer: number of the layer that calls, by which a direct exchange tells layers apart.
+    """
 
     name: str
     size: int
+    layer: int = 0
 
 
 def find_group(name: str | None) -> Group | None:
-    """The group called `name` (None: all ranks), or None where there is nothing to synchronise."""
+    """The group called ``name`` (None: all ranks); None where there is nothing to synchronise."""
     if not (dist.is_available() and dist.is_initialized()):
         return None
-    group = dist.group.WORLD if name is None else process_group(name)
-    size = dist.get_world_size(group)
-    return Group(group.group_name, size) if size > 1 else None
+    if name is None:
+        name, size = dist.group.WORLD.group_name, dist.get_world_size()
+    else:
+        size = _size(name)
+    return Group(name, size) if size > 1 else None
 
 
 def gather(row: Tensor, group: Group) -> Tensor:
-    """Every rank's `row`, (K,), as one (ranks, K) tensor. One collective."""
+    """Every rank's ``row``, (K,), as one (ranks, K) tensor. One collective."""
     row = row.contiguous()
-    if torch.compiler.is_compiling():
+    if row.device.type == "cuda" and _goes_by_gloo(group.name):
+        flat = gather_by_sum(row, group)
+    elif torch.compiler.is_compiling():
         ops = torch.ops._c10d_functional
         # On gloo the gathered tensor comes flat, on NCCL by rows.
         flat = ops.wait_tensor(ops.all_gather_into_tensor(row, group.size, group.name))
-        return flat.view(group.size, -1)
-    ranks = process_group(group.name)
-    if _local is not None and _local.takes(row, ranks):
-        return _local.gather(row)
-    flat = row.new_empty(group.size * row.numel())
-    _all_gather(flat, row, ranks)
+    else:
+        ranks = process_group(group.name)
+        if _local is not None and _local.takes(row, ranks):
+            return _local.gather(row, group.layer)
+        flat = row.new_empty(group.size * row.numel())
+        _all_gather(flat, row, ranks)
     return flat.view(group.size, -1)
 
 
 def sum_over_ranks(vector: Tensor, group: Group) -> Tensor:
-    """The sum of every rank's `vector`, bit-identical on all ranks. One collective."""
-    if torch.compiler.is_compiling():
-        ops = torch.ops._c10d_functional
-        return ops.wait_tensor(ops.all_reduce(vector.contiguous(), "sum", group.name))
+    """The sum of every rank's ``vector``, bit-identical on all ranks. One collective."""
     if vector.device.type == "cpu" and group.size <= GLOO_GATHER_RANKS:
         return gather(vector, group).sum(0)
-    total = vector.clone()
+    return _all_reduce(vector, group)
+
+
+def gather_by_sum(row: Tensor, group: Group) -> Tensor:
+    """``gather``, flat: gloo sums CUDA tensors in all versions, and gathers them in some."""
+    before = _rank(group.name) * row.numel()
+    after = (group.size - 1) * row.numel() - before
+    return _all_reduce(functional.pad(row, (before, after)), group)
+
+
+def _all_reduce(tensor: Tensor, group: Group) -> Tensor:
+    if torch.compiler.is_compiling():
+        ops = torch.ops._c10d_functional
+        return ops.wait_tensor(ops.all_reduce(tensor.contiguous(), "sum", group.name))
+    total = tensor.clone()
     dist.all_reduce(total, group=process_group(group.name))
     return total
+
+
+# torch.compile can't trace what is asked of a process group, and takes the answers as constants.
+
+
+@torch.compiler.assume_constant_result
+def _goes_by_gloo(name: str) -> bool:
+    """Whether the group exchanges CUDA tensors by gloo: several ranks on one GPU do."""
+    return process_group(name)._get_backend(torch.device("cuda")).name() == "gloo"
+
+
+@torch.compiler.assume_constant_result
+def _rank(name: str) -> int:
+    return dist.get_rank(process_group(name))
+
+
+@torch.compiler.assume_constant_result
+def _size(name: str) -> int:
+    return dist.get_world_size(process_group(name))
 
 
 def process_group(name: str) -> dist.ProcessGroup:
@@ -96,17 +140,21 @@ def process_group(name: str) -> dist.ProcessGroup:
 
 
 class SumOverRanks(torch.autograd.Function):
-    """`sum_over_ranks` that can be differentiated any number of times.
+    """``sum_over_ranks`` that can be differentiated any number of times.
 
     With the ranks' losses added up, the sum is its own adjoint: the gradient of what every rank did
     with the sum is again summed over the ranks.
     """
 
     @staticmethod
-    def forward(ctx, vector: Tensor, group: Group) -> Tensor:
-        """Sum `vector`, (K,), over the ranks of `group`."""
-        ctx.group = group
+    def forward(vector: Tensor, group: Group) -> Tensor:
+        """Sum ``vector``, (K,), over the ranks of ``group``."""
         return sum_over_ranks(vector, group)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        """Note the group."""
+        _, ctx.group = inputs
 
     @staticmethod
     def backward(ctx, grad: Tensor):

@@ -13,13 +13,13 @@ and x² lose: at mean/std = 1e3 those are 19 % wrong in float32.
 
 Each step has one plain version, which is what torch.compile traces and every device can run, and
 native versions that need fewer passes (CPU) or fewer kernel launches (CUDA) in eager mode. Nothing
-here reads a value on the host. The CUDA versions have not yet been run on GPUs.
+here reads a value on the host, but for one check on the CPU (``normalise``).
 """
 
 import torch
 from torch import Tensor
 
-from .fused_combine import combine_on_gpu, has_triton
+from .fused_combine import can_launch, combine_on_gpu
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
@@ -27,8 +27,18 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``, and ``x`` itself where it has that dtype.
+
+    While compiling, ``to`` gives a new name to the same tensor. torch 2.11 returns every name of an
+    autograd function's forward from its graph, and sends the gradient to the last name of a tensor:
+    the output's own gradient became zero, and with it every gradient behind the layer.
+    """
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def dense(x: Tensor) -> Tensor:
-    """`x` itself where it is contiguous or channels_last(_3d), else a contiguous copy."""
+    """``x`` itself where it is contiguous or channels_last(_3d), else a contiguous copy."""
     if x.is_contiguous():
         return x
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
@@ -39,7 +49,7 @@ def dense(x: Tensor) -> Tensor:
 
 
 def _like(grad: Tensor, x: Tensor) -> Tensor:
-    """`grad` laid out in memory as `x` is: the native kernels want both alike."""
+    """``grad`` laid out in memory as ``x`` is: the native kernels want both alike."""
     if grad.stride() == x.stride():
         return grad
     return torch.empty_like(x, dtype=grad.dtype).copy_(grad)
@@ -63,10 +73,6 @@ def _native_cuda(x: Tensor) -> bool:
     return x.device.type == "cuda" and _eager(x)
 
 
-def _can_launch() -> bool:
-    return has_triton() and not torch.compiler.is_compiling()
-
-
 def _eager(x: Tensor) -> bool:
     # The native kernels refuse empty input. While compiling there is no branch on emptiness: a
     # constant in place of a sum would let the compiler move the collective to another place in the
@@ -77,7 +83,7 @@ def _eager(x: Tensor) -> bool:
 def local_statistics(x: Tensor) -> Tensor:
     """One row of what this rank knows: [mean (C), biased variance (C), number of values (1)].
 
-    An empty x gives zeros: it weighs nothing in `combine`.
+    An empty x gives zeros: it weighs nothing in ``combine``.
 
     Args:
         x: (N, C, ...), dense.
@@ -88,18 +94,21 @@ def local_statistics(x: Tensor) -> Tensor:
     dtype = accumulation_dtype(x)
     number = torch.full((1,), x.numel() // x.size(1), dtype=dtype, device=x.device)
     if _native_cuda(x):
-        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+        # channels_last_3d has no kernel of its own, and the general one rounds the mean of float16
+        # to float16. With two of its dimensions taken as one, such an x is channels_last.
+        flat = x if x.dim() < 5 or x.is_contiguous() else x.flatten(2, 3)
+        mean, var = torch.batch_norm_update_stats(flat, None, None, 0.0)
         return torch.cat([mean, var, number])
     # Two passes. Faster on CPU than var_mean (10x) and than BatchNorm's own kernel (2x).
     axes = _all_but_channel(x)
     at_least_one = number.clamp(min=1)
     mean = x.sum(axes, dtype=dtype) / at_least_one
-    centred = x.to(dtype) - _per_channel(mean, x)
+    centred = cast(x, dtype) - _per_channel(mean, x)
     return torch.cat([mean, centred.square_().sum(axes) / at_least_one, number])
 
 
 def combine(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The statistics of the joined batch from every rank's row of `local_statistics`.
+    """The statistics of the joined batch from every rank's row of ``local_statistics``.
 
     Args:
         rows: (ranks, 2C+1).
@@ -125,9 +134,9 @@ def combine_and_track(
     batches: Tensor | None,
     momentum: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`combine`, then move the running statistics towards the result, in place.
+    """``combine``, then move the running statistics towards the result, in place.
 
-    The step is `momentum`, or 1/(number of batches) where momentum is None, or nothing where the
+    The step is ``momentum``, or 1/(number of batches) where momentum is None, or nothing where the
     joined batch is empty. The running variance takes the unbiased variance as BatchNorm's does; of
     a single value, whose unbiased variance would be 0/0, it takes the biased one, 0.
 
@@ -142,7 +151,8 @@ def combine_and_track(
     Returns:
         mean (C,), biased variance (C,), 1/√(variance + eps) (C,), number of values (scalar).
     """
-    if rows.device.type == "cuda" and rows.dtype == torch.float32 and _can_launch():
+    fused = rows.device.type == "cuda" and rows.dtype == torch.float32
+    if fused and not torch.compiler.is_compiling() and can_launch(rows.device):
         return combine_on_gpu(rows, eps, running_mean, running_var, batches, momentum)
     mean, var, total = combine(rows)
     if running_mean is not None:
@@ -169,15 +179,18 @@ def normalise(x, weight, bias, mean, var, invstd, eps):
         invstd: i, (C,).
         eps: ε, as in invstd.
     """
-    if _native_cpu(x):
+    # The native CPU kernel computes x (w i) + (b - μ w i). Of one value per channel in all, whose
+    # variance is 0, that leaves the rounding error of two large numbers, where the plain version
+    # gives b.
+    if _native_cpu(x) and (x.numel() > x.size(1) or var.any()):
         return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
     if _native_cuda(x):
         return torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps)
     scale = invstd if weight is None else invstd * weight
-    y = (x.to(mean.dtype) - _per_channel(mean, x)) * _per_channel(scale, x)
+    y = (cast(x, mean.dtype) - _per_channel(mean, x)) * _per_channel(scale, x)
     if bias is not None:
         y = y + _per_channel(bias, x)
-    return y.to(x.dtype)
+    return cast(y, x.dtype)
 
 
 def gradient_sums(grad, x, mean, var, invstd, eps) -> Tensor:
@@ -194,8 +207,8 @@ def gradient_sums(grad, x, mean, var, invstd, eps) -> Tensor:
         )
         return torch.cat([sums, sums_xmu * invstd])
     axes = _all_but_channel(x)
-    grad = grad.to(mean.dtype)
-    normalised = (x.to(mean.dtype) - _per_channel(mean, x)) * _per_channel(invstd, x)
+    grad = cast(grad, mean.dtype)
+    normalised = (cast(x, mean.dtype) - _per_channel(mean, x)) * _per_channel(invstd, x)
     return torch.cat([grad.sum(axes), (grad * normalised).sum(axes)])
 
 
@@ -213,19 +226,15 @@ def input_gradient(grad, x, weight, mean, var, invstd, eps, sums, total) -> Tens
         sums: [A, B] over all ranks, (2C,).
         total: N, a scalar tensor.
     """
-    sum_grad, sum_grad_x = sums.chunk(2)
     if _native_cuda(x):
-        # The kernel takes Σ g (x - μ), and the number of values as int32.
+        # The kernel takes Σ g and Σ g (x - μ) and divides both by N, an int32 that 2³¹ values
+        # overflow: it gets them divided already, and 1.
+        sum_grad, sum_grad_x = (sums / total).chunk(2)
+        one = torch.ones(1, dtype=torch.int32, device=x.device)
         return torch.batch_norm_backward_elemt(
-            _like(grad, x),
-            x,
-            mean,
-            invstd,
-            weight,
-            sum_grad,
-            sum_grad_x / invstd,
-            total.to(torch.int32).view(1),
+            _like(grad, x), x, mean, invstd, weight, sum_grad, sum_grad_x / invstd, one
         )
+    sum_grad, sum_grad_x = sums.chunk(2)
     at_least_one = total.clamp(min=1)
     scale = invstd if weight is None else invstd * weight
     if _native_cpu(x):
@@ -238,7 +247,6 @@ def input_gradient(grad, x, weight, mean, var, invstd, eps, sums, total) -> Tens
         return dx.addcmul_(_like(grad, x), _per_channel(scale, x))
     mean_grad = _per_channel(sum_grad / at_least_one, x)
     slope = _per_channel(sum_grad_x * invstd / at_least_one, x)
-    centred = x.to(mean.dtype) - _per_channel(mean, x)
-    return ((grad.to(mean.dtype) - mean_grad - centred * slope) * _per_channel(scale, x)).to(
-        x.dtype
-    )
+    centred = cast(x, mean.dtype) - _per_channel(mean, x)
+    dx = (cast(grad, mean.dtype) - mean_grad - centred * slope) * _per_channel(scale, x)
+    return cast(dx, x.dtype)

@@ -39,30 +39,32 @@ class SyncBatchNorm(_BatchNorm):
     Every rank has to call the layer the same number of times, forward and backward. A rank with
     nothing to compute calls it with x[:0] and keeps the output in its loss.
 
-    On CUDA: not yet run on GPUs.
-
     Args:
         num_features: C.
         eps: added to the variance.
         momentum: weight of the new value in the running statistics; None for their plain average.
         affine: whether there is a weight and a bias.
         track_running_stats: whether there are running statistics.
-        group_name: name of the process group to synchronise in (`group.group_name`); None for all
+        group_name: name of the process group to synchronise in (``group.group_name``); None for all
             ranks. The group must exist in every process where the layer runs.
         device: of the parameters and buffers.
         dtype: of the parameters and buffers.
 
     Raises:
         ValueError: input with fewer than 2 dimensions or with another number of channels.
-        NotImplementedError: forward-mode differentiation.
+        NotImplementedError: input that isn't floating-point; forward-mode differentiation;
+            ``torch.jit.script`` and ``torch.fx.symbolic_trace``.
 
     Warns:
         UserWarning: once per process, of a forward in training mode with gradients off, which most
-            likely is an evaluation without `eval()`.
+            likely is an evaluation without ``eval()``.
     """
 
-    # Also what a BatchNorm that convert_norm has turned into this class falls back to.
+    # Defaults for a BatchNorm that ``convert_norm`` turned into this class.
     group_name: str | None = None
+    # The layer's place in its model, set by ``convert_norm``: by it, ranks that exchange their rows
+    # directly notice that they are at different layers.
+    number: int = 0
 
     def __init__(
         self,
@@ -80,10 +82,22 @@ class SyncBatchNorm(_BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
-            raise ValueError(f"expected input of shape (N, C, ...), got {input.dim()} dimensions")
+            raise ValueError(f"Expected input of shape (N, C, ...), got {input.dim()} dimensions.")
+
+    def __prepare_scriptable__(self) -> None:
+        """Called by ``torch.jit.script``, whose language has no collectives."""
+        raise NotImplementedError(
+            "SyncBatchNorm can't be scripted: script the model before convert_norm, or change it "
+            'back first by convert_norm(model, "bn").'
+        )
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise `input`, (N, C, ...); the output has its shape, dtype and memory format."""
+        """Normalise ``input``, (N, C, ...); the output has its shape, dtype and memory format."""
+        if isinstance(input, torch.fx.Proxy):
+            raise NotImplementedError(
+                "SyncBatchNorm can't be traced symbolically: trace the model first and call "
+                "convert_norm on the result."
+            )
         if self.training and not (torch.compiler.is_compiling() or torch.is_grad_enabled()):
             _warn_of_training_mode()
         group = find_group(self.group_name) if self.training else None
@@ -96,11 +110,20 @@ class SyncBatchNorm(_BatchNorm):
             return super().forward(input)
         self._check_input_dim(input)
         if input.size(1) != self.num_features:
-            raise ValueError(f"expected {self.num_features} channels, got {input.size(1)}")
+            raise ValueError(f"Expected {self.num_features} channels, got {input.size(1)}.")
+        if not input.is_floating_point():
+            raise NotImplementedError(
+                f"SyncBatchNorm needs floating-point input, got {input.dtype}."
+            )
         _refuse_forward_ad(input, self.weight, self.bias)
-        x = kernels.dense(input)
+        x, normalise = kernels.dense(input), _Normalise
+        values = x  # of which the statistics are taken
+        if not torch.compiler.is_compiling():
+            group = group._replace(layer=self.number)
+            if torch._C._are_functorch_transforms_active():
+                values, normalise = _unwrapped(x), _NormaliseInTransform
         with torch.no_grad():
-            rows = gather(kernels.local_statistics(x), group)  # collective
+            rows = gather(kernels.local_statistics(values), group)  # collective
             tracks = self.running_mean is not None and not _recomputing()
             mean, var, invstd, total = kernels.combine_and_track(
                 rows,
@@ -110,9 +133,7 @@ class SyncBatchNorm(_BatchNorm):
                 self.num_batches_tracked if tracks else None,
                 self.momentum,
             )
-        return _Normalise.apply(
-            x, self.weight, self.bias, mean, var, invstd, total, self.eps, group
-        )
+        return normalise.apply(x, self.weight, self.bias, mean, var, invstd, total, self.eps, group)
 
     def extra_repr(self) -> str:
         """BatchNorm's arguments, and the group where there is one."""
@@ -128,8 +149,7 @@ class _Normalise(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, mean, var, invstd, total)
         ctx.eps = eps
         ctx.group = group
-        weight, bias = _cast(weight, mean.dtype), _cast(bias, mean.dtype)
-        return kernels.normalise(x, weight, bias, mean, var, invstd, eps)
+        return _normalise(x, weight, bias, mean, var, invstd, eps)
 
     @staticmethod
     def backward(ctx, grad):
@@ -143,11 +163,36 @@ class _Normalise(torch.autograd.Function):
             dx = None
             if ctx.needs_input_grad[0]:
                 sums = sum_over_ranks(sums, group)  # collective
-                gamma = _cast(weight, mean.dtype)
+                gamma = None if weight is None else kernels.cast(weight, mean.dtype)
                 dx = kernels.input_gradient(grad, x, gamma, mean, var, invstd, eps, sums, total)
         dweight = dweight.to(weight.dtype) if ctx.needs_input_grad[1] else None
         dbias = dbias.to(bias.dtype) if ctx.needs_input_grad[2] else None
         return dx, dweight, dbias, None, None, None, None, None, None
+
+
+class _NormaliseInTransform(_Normalise):
+    """The same in the form that ``torch.func`` asks for, which takes five times as long to call."""
+
+    @staticmethod
+    def forward(x, weight, bias, mean, var, invstd, total, eps, group: Group):
+        return _normalise(x, weight, bias, mean, var, invstd, eps)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.eps, ctx.group = inputs
+        ctx.save_for_backward(*tensors)
+
+
+def _normalise(x, weight, bias, mean, var, invstd, eps):
+    weight, bias = (p if p is None else kernels.cast(p, mean.dtype) for p in (weight, bias))
+    return kernels.normalise(x, weight, bias, mean, var, invstd, eps)
+
+
+def _unwrapped(x: Tensor) -> Tensor:
+    """The values of ``x``, without what ``torch.func.grad`` notes about them."""
+    while torch._C._functorch.is_gradtrackingtensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
 
 
 def _differentiable_backward(grad, x, weight, total, eps, group):
@@ -173,15 +218,12 @@ def _differentiable_backward(grad, x, weight, total, eps, group):
     return (dx * scale.view(shape)).to(x.dtype), dweight, dbias
 
 
-def _cast(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if parameter is None else parameter.to(dtype)
-
-
 def _recomputing() -> bool:
     """Whether this forward repeats an earlier one for activation checkpointing.
 
-    Both kinds of checkpointing run it from inside a backward pass, where no first forward runs. In
-    a compiled graph the mutation of a buffer is not among the things that are recomputed.
+    Both kinds of checkpointing run it from inside a backward pass. A first forward there, which
+    only a hook can make, counts as a repetition too: it doesn't move the running statistics. In a
+    compiled graph the mutation of a buffer is not among the things that are recomputed.
     """
     if torch.compiler.is_compiling():
         return False

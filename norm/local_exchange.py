@@ -19,42 +19,57 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Sent without waiting for the peer to read, so it must fit into the sockets' buffers.
-LARGEST_ROW_BYTES = 1 << 16
+# Of each direction of each connection. Systems give less than that (macOS has 8 KiB by default).
+BUFFER_BYTES = 1 << 18
+# A row is sent without waiting for the peer to read it, who may be one exchange behind: two rows
+# have to fit into the buffers. Linux counts its own overhead too, up to as much again.
+ROWS_PER_BUFFER = 4
 # Every process writes to every other one; beyond this gloo's ways are better.
 MOST_RANKS = 8
-HEADER = struct.Struct("=QQ")  # number of the exchange, bytes that follow
-TIMEOUT_SECONDS = 1800  # gloo's
+# Number of the exchange, number of the layer, bytes that follow, dtype.
+HEADER = struct.Struct("=QQQ16s")
 
 
 class LocalExchange:
-    """Sockets to all other ranks of the world; made by `connect`."""
+    """Sockets to all other ranks of the world; made by ``connect``.
 
-    def __init__(self, peers: dict[int, socket.socket]) -> None:
+    Args:
+        peers: the connection to every other rank.
+        largest_row: bytes of the largest row to exchange, the same on all ranks.
+        seconds: how long to wait for a peer that doesn't send, or doesn't read.
+    """
+
+    def __init__(self, peers: dict[int, socket.socket], largest_row: int, seconds: int) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._group = weakref.ref(dist.group.WORLD)
-        self._peers, self._number = peers, 0
-        limit = struct.pack("ll", TIMEOUT_SECONDS, 0)
+        self._peers, self._largest_row, self._number = peers, largest_row, 0
         for peer in peers.values():
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        # A loader's worker would hold them open when this process has died.
-        os.register_at_fork(after_in_child=self.close)
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                peer.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
+        _open.add(self)
 
     def takes(self, row: Tensor, group: dist.ProcessGroup) -> bool:
-        """Whether `gather` can be used; the same answer on all ranks, whose rows are alike."""
-        fits = row.device.type == "cpu" and row.nbytes <= LARGEST_ROW_BYTES
+        """Whether ``gather`` can be used; the same answer on all ranks, whose rows are alike."""
+        fits = row.device.type == "cpu" and row.nbytes <= self._largest_row
         return fits and group is self._group()
 
-    def gather(self, row: Tensor) -> Tensor:
-        """Every rank's `row`, (K,), as one (ranks, K) tensor.
+    def gather(self, row: Tensor, layer: int) -> Tensor:
+        """Every rank's ``row``, (K,), as one (ranks, K) tensor.
+
+        After an error the exchange is closed, on the other ranks too at their next call, because
+        what was sent and not read would be taken for a later row.
+
+        Args:
+            row: as long on all ranks and of the same dtype.
+            layer: number of the layer whose row it is.
 
         Raises:
-            RuntimeError: a peer has died or is silent, or calls for another exchange than this one.
+            RuntimeError: a peer has ended or is silent, or is at another exchange than this rank.
         """
         rows = row.new_empty(self.size, row.numel())
         rows[self.rank] = row
         parts = [memoryview(part) for part in rows.view(torch.uint8).numpy()]
-        header = HEADER.pack(self._number, row.nbytes)
+        header = HEADER.pack(self._number, layer, row.nbytes, str(row.dtype).encode())
         message = header + parts[self.rank]
         try:
             for peer in self._peers.values():
@@ -64,21 +79,43 @@ class LocalExchange:
                 _receive(peer, memoryview(theirs))
                 if theirs != header:
                     raise RuntimeError(
-                        f"rank {rank} is at exchange {HEADER.unpack(theirs)} (number, bytes) and "
-                        f"this rank at {HEADER.unpack(header)}: the ranks' programs differ."
+                        f"The ranks' programs differ: rank {rank} is at {_in_words(theirs)} and "
+                        f"this rank at {_in_words(header)}."
                     )
                 _receive(peer, parts[rank])
-        except OSError as error:
-            raise RuntimeError(
-                f"Connection reset: a peer has ended or is silent ({error})."
-            ) from None
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise RuntimeError(
+                    f"Connection reset: a peer has ended or is silent ({error})."
+                ) from None
+            raise
         self._number += 1
         return rows
 
     def close(self) -> None:
-        """Close the sockets."""
+        """Close the sockets: a later ``gather`` raises, here and on the other ranks."""
         for peer in self._peers.values():
             peer.close()
+
+
+# A forked process, such as a loader's worker, would hold the sockets open after this one has died.
+# Registered once for all exchanges, because what is registered stays so.
+_open: weakref.WeakSet[LocalExchange] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for exchange in list(_open):
+        exchange.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_all)
+
+
+def _in_words(header: bytes) -> str:
+    number, layer, size, dtype = HEADER.unpack(header)
+    return f"exchange {number} (layer {layer}, {size} bytes of {dtype.rstrip(bytes(1)).decode()})"
 
 
 def _receive(peer: socket.socket, buffer: memoryview) -> None:
@@ -98,6 +135,10 @@ def connect() -> LocalExchange | None:
     world, rank = dist.get_world_size(), dist.get_rank()
     if not hasattr(socket, "AF_UNIX") or not 1 < world <= MOST_RANKS:
         return None
+    try:
+        gloo = dist.group.WORLD._get_backend(torch.device("cpu"))
+    except RuntimeError:  # a group of GPUs alone
+        return None
     folder = Path(tempfile.mkdtemp(prefix="exchange-"))  # nobody else's processes can enter it
     peers: dict[int, socket.socket] = {}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -113,18 +154,32 @@ def connect() -> LocalExchange | None:
                 peers[other] = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 peers[other].connect(paths[other])
                 peers[other].sendall(bytes([rank]))
-            reached = True
+            smallest = _enlarge_buffers(listener)
         except OSError:
-            reached = False
-        everyone = [False] * world
-        dist.all_gather_object(everyone, reached)  # collective
+            smallest = 0
+        everyone = [0] * world
+        dist.all_gather_object(everyone, smallest)  # collective
         if all(everyone):  # so the others' connections are waiting
             for _ in range(rank + 1, world):
                 peer, _ = listener.accept()
                 peers[peer.recv(1)[0]] = peer
     shutil.rmtree(folder, ignore_errors=True)
     if all(everyone):
-        return LocalExchange(dict(sorted(peers.items())))
+        for peer in peers.values():
+            _enlarge_buffers(peer)
+        largest_row = min(everyone) // ROWS_PER_BUFFER - HEADER.size
+        seconds = max(1, int(gloo.options._timeout.total_seconds()))
+        return LocalExchange(dict(sorted(peers.items())), largest_row, seconds)
     for peer in peers.values():
         peer.close()
     return None
+
+
+def _enlarge_buffers(peer: socket.socket) -> int:
+    """Ask for ``BUFFER_BYTES`` in both directions; the bytes of the smaller one that came of it."""
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        peer.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
+    return min(
+        peer.getsockopt(socket.SOL_SOCKET, option)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF)
+    )

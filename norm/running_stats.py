@@ -1,4 +1,4 @@
-"""Running statistics that are equal on all ranks: recomputed (precise_bn) or averaged."""
+"""Running statistics that are equal on all ranks: recomputed (``precise_bn``) or averaged."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,10 +16,11 @@ from .layer import SyncBatchNorm
 
 @contextmanager
 def recorded_statistics(layers: list[_BatchNorm]) -> Iterator[list[Tensor | None]]:
-    """While active, note the statistics of what enters each layer on this rank.
+    """Record, while active, the statistics of what enters each layer on this rank.
 
-    Yields a list that holds, per layer, [mean (C), biased variance (C), number of values (1)] in
-    float64 over all values so far, or None before any.
+    Yields:
+        A list that holds, per layer, [mean (C), biased variance (C), number of values (1)] in
+        float64 over all values so far, or None before any.
     """
     rows: list[Tensor | None] = [None] * len(layers)
 
@@ -47,9 +48,11 @@ def _joined(one: Tensor, other: Tensor) -> Tensor:
 def joined_statistics(
     layers: list[_BatchNorm], rows: list[Tensor | None]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Per layer, every rank's row as (ranks, 2C+1), and [mean, variance, number] over all of them.
+    """Join the ranks' rows of ``recorded_statistics``; one collective for all layers together.
 
-    One collective for all layers together. Bit-identical on all ranks.
+    Returns:
+        Per layer, every rank's row, (ranks, 2C+1), and [mean, biased variance, number of values]
+        over all of them, (2C+1,). Bit-identical on all ranks.
     """
     filled = [
         torch.zeros(2 * layer.num_features + 1, dtype=torch.float64, device=_device(layers))
@@ -82,7 +85,7 @@ def precise_bn(
     num_batches: int,
     forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> None:
-    """Replace the running statistics by those over `num_batches` batches with the weights fixed.
+    """Replace the running statistics by those over ``num_batches`` batches with the weights fixed.
 
     The mean and the variance of all values that enter a layer over all batches and ranks, each
     value with the same weight: batches of different size count by their size (Wu and Johnson, 2021,
@@ -98,7 +101,8 @@ def precise_bn(
         forward: called as forward(model, batch); model(batch) by default.
 
     Raises:
-        ValueError: no layer in training mode has running statistics; fewer batches than asked for.
+        ValueError: no layer in training mode has running statistics, or there are fewer batches.
+            The model is then as it was.
     """
     layers = [
         layer
@@ -106,7 +110,7 @@ def precise_bn(
         if isinstance(layer, _BatchNorm) and layer.training and layer.running_mean is not None
     ]
     if not layers:
-        raise ValueError("precise_bn needs a model in training mode with BatchNorm layers")
+        raise ValueError("precise_bn needs a model in training mode that has BatchNorm layers.")
     saved = [[buffer.clone() for buffer in layer.buffers(recurse=False)] for layer in layers]
     done = 0
     try:
@@ -120,7 +124,7 @@ def precise_bn(
             for buffer, value in zip(layer.buffers(recurse=False), buffers, strict=True):
                 buffer.copy_(value)
     if done < num_batches:
-        raise ValueError(f"precise_bn was to run {num_batches} batches and got {done}")
+        raise ValueError(f"precise_bn needs {num_batches} batches and got {done}.")
     for layer, (_, joined) in zip(layers, joined_statistics(layers, rows), strict=True):
         mean, var, number = joined.split([layer.num_features, layer.num_features, 1])
         # A layer that no batch reached keeps what it had. As tensors: no value read on the host.

@@ -5,13 +5,16 @@ before the next one starts, so that no rank waits in a collective that another w
 """
 
 import copy
+import gc
 import json
 import os
 import pickle
 import time
 import traceback
+import weakref
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -29,8 +32,9 @@ from norm import (
     precise_bn,
     rank_disagreement,
 )
+from norm import local_exchange as local_exchange_module
 from norm.convert import BatchNorm
-from norm.groups import Group, find_group, gather
+from norm.groups import Group, _goes_by_gloo, find_group, gather, gather_by_sum
 
 CHECKS: dict[int, dict] = {2: {}, 3: {}, 4: {}}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -289,6 +293,14 @@ def subgroups(rank, world):
     assert convert_norm(model, "sync_bn") == (model, []) and model[0].group_name == name
     assert convert_norm(model, "sync_bn", group_size=4) == (model, ["0"])
     assert model[0].group_name is None
+    # A named group can be compiled too.
+    torch._dynamo.reset()
+    layer = SyncBatchNorm(5, dtype=torch.float64, group_name=name)
+    function = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    worst = worst_error(
+        splits, (5, 4, 6), rank % 2, call=lambda _, x: function(x), layer=layer, group=group
+    )
+    assert worst < 1e-12
     torchs = nn.Sequential(nn.SyncBatchNorm(5, process_group=group))
     assert convert_norm(torchs, "sync_bn", impl="own")[0][0].group_name == name
 
@@ -450,7 +462,7 @@ def wrong_input_is_refused(rank, world):
         try:
             SyncBatchNorm(3)(torch.zeros(shape))
         except ValueError as refusal:
-            assert "expected" in str(refusal)
+            assert "Expected" in str(refusal)
         else:
             raise AssertionError(f"accepted {shape}")
 
@@ -510,6 +522,37 @@ def compiled(rank, world):
                 layer=copy_of_defaults(layer),
             )
             assert worst < 1e-12, (splits, channels_last, worst)
+
+
+@check(2)
+def compiled_on_one_rank(rank, world):
+    """A rank whose compiler gives up runs eagerly, and meets the others in the same collectives."""
+    torch._dynamo.reset()
+    layer = SyncBatchNorm(5, dtype=torch.float64)
+    function = layer if rank else torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for splits in ([3, 5], [4, 0]):
+        worst = worst_error(
+            splits,
+            (5, 4, 6),
+            rank,
+            call=lambda layer, x: function(x),
+            layer=copy_of_defaults(layer),
+        )
+        assert worst < 1e-12, (splits, worst)
+
+
+@check(2, 3)
+def gathering_by_a_sum(rank, world):
+    """What CUDA tensors on gloo do; eager and compiled."""
+    torch._dynamo.reset()
+    group, row = find_group(None), torch.randn(5, generator=torch.Generator().manual_seed(rank))
+    want = gather(row, group)
+    compiled = torch.compile(gather_by_sum, backend="aot_eager", fullgraph=True)
+    for function in (gather_by_sum, compiled):
+        assert torch.equal(function(row, group).view(world, -1), want)
+    assert _goes_by_gloo(group.name)
+    traced = torch.compile(lambda x: x + _goes_by_gloo(group.name), backend="eager", fullgraph=True)
+    assert torch.equal(traced(row), row + 1)
 
 
 @check(2)
@@ -777,9 +820,18 @@ def local_exchange(rank, world):
     )
     half = dist.new_group([0, 1])
     assert torch.equal(gather(rows[2], Group(half.group_name, 2)), by_gloo[2])
-    # Ranks that are not at the same layer are noticed, and not mixed up.
-    message = raised(lambda: gather(torch.zeros(3 + rank), group))
-    assert "programs differ" in message, message
+    # Ranks that are not at the same layer are noticed, and not mixed up: by the length of the row,
+    # by its dtype, by the layer's number. From then on every exchange fails, at once.
+    for row, layer in (
+        (torch.zeros(3 + rank), 0),
+        (torch.zeros(4 - 2 * rank, dtype=(torch.float32, torch.float64)[rank]), 0),
+        (torch.zeros(3), rank),
+    ):
+        assert exchange_locally()
+        message = raised(lambda row=row, layer=layer: gather(row, group._replace(layer=layer)))
+        assert "programs differ" in message, message
+        for _ in range(2):
+            assert "Connection" in raised(lambda: gather(torch.zeros(3), group))
     # A rank that leaves is noticed by the other, at once.
     assert exchange_locally()
     if rank == 0:
@@ -801,6 +853,41 @@ def local_exchange(rank, world):
     os.waitpid(child, 0)
     assert not exchange_locally(False)
     assert torch.equal(gather(rows[0], group), by_gloo[0])
+
+
+@check(2)
+def local_exchange_with_small_buffers(rank, world):
+    """As macOS gives them: rows that don't fit go by gloo, where they would wait for ever."""
+    with mock.patch.object(local_exchange_module, "BUFFER_BYTES", 8192):
+        assert exchange_locally()
+    row = torch.randn(15_000)
+    assert gather(row, find_group(None)).shape == (world, 15_000)
+    small = [gather(torch.full((100,), float(step)), find_group(None)) for step in range(3)]
+    assert [rows.mean() for rows in small] == [0, 1, 2]
+    assert not exchange_locally(False)
+
+
+@check(2)
+def local_exchange_waits_as_long_as_the_group(rank, world):
+    import socket
+    import struct
+
+    assert exchange_locally()
+    for peer in exchange_locally.__globals__["_local"]._peers.values():
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            value = peer.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("ll"))
+            assert struct.unpack("ll", value) == (90, 0)
+    assert not exchange_locally(False)
+
+
+@check(2)
+def local_exchanges_are_let_go(rank, world):
+    assert exchange_locally()
+    old = weakref.ref(exchange_locally.__globals__["_local"])
+    assert exchange_locally()
+    gc.collect()
+    assert old() is None
+    assert not exchange_locally(False)
 
 
 @check(2)
