@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from torchvision.models import resnet50
 import train_pipeline
 from data.pixels import IMAGENET
 from data.stream import SampleKey, SampleStream
-from engine.checkpoint import load_checkpoint
+from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.command_line import parse
 from engine.loaders import Loading
 from errors import UserError
@@ -127,14 +126,14 @@ def alone(tmp_path: Path) -> Iterator:
         dist.destroy_process_group()
 
 
-def final(run: Run):
+def final(run: Run) -> Checkpoint:
     return load_checkpoint(run.path / "checkpoints" / run.checkpoints[-1])
 
 
 def train_uncut(options: PipelineOptions) -> tuple[nn.Module, list[float], dict[str, float]]:
     """The same training written down plainly: the model, its losses and its final metrics."""
     data = load_data(options)
-    model = build_model(replace(options, resume="never"), len(data.classes)).double()
+    model = build_model(options, len(data.classes)).double()
     optimizer = torch.optim.SGD(
         param_groups_weight_decay(model, options.weight_decay),
         lr=options.lr,
