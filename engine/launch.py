@@ -118,6 +118,7 @@ def create_accelerator(options: CommonOptions) -> "Accelerator":
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import ProjectConfiguration
 
+    from engine.randomness import set_deterministic
     from engine.rendezvous import rendezvous_url
 
     world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -145,6 +146,7 @@ def create_accelerator(options: CommonOptions) -> "Accelerator":
             "accelerate_configs/2gpu.yaml (DistributedDataParallel) instead."
         )
 
+    set_deterministic(options.deterministic)
     # Its successor, forward_sync_buffers, doesn't exist in torch 2.11.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     accelerator = Accelerator(

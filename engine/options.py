@@ -122,6 +122,9 @@ class CommonOptions:
         "none, default (pretrained, downloaded), backbone (only the backbone pretrained) or a file",
     )
     double: bool = model_option(False, "compute in float64, to compare runs beyond rounding")
+    deterministic: bool = model_option(
+        False, "only algorithms that give the same bits at every run, also on a GPU; slower"
+    )
     epochs: float = length_option(
         10.0, "length of training in passes over the data", at_least=0, resume="free"
     )
