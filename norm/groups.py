@@ -37,8 +37,9 @@ _local: LocalExchange | None = None
 def exchange_locally(wanted: bool = True) -> bool:
     """Gather eager CPU rows over all ranks directly from process to process, if that is possible.
 
-    The result of a collective is the same to the bit. Not for compiled models: where the compiler
-    gives up on one rank alone, that rank would wait for the others in another place than they.
+    The result of a collective is the same to the bit. Not for compiled models, whose layers have no
+    number: where the compiler gives up on one rank alone, that rank would seem to be at another
+    layer than the others, and raise.
 
     Two collectives; every rank has to make the call. Returns whether it is possible.
     """
