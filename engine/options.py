@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from engine.plan import per_process_batch
 from errors import UserError
 
 # The groups of options in ``--help``, in this order.
@@ -303,7 +302,26 @@ class TrainingOptions(CommonOptions):
             raise UserError(
                 "torch's SyncBatchNorm refuses the CPU; use --sync_bn_impl own or auto."
             )
-        per_process_batch(self, processes)
+        self.samples_per_process(processes)
+
+    def samples_per_process(self, processes: int) -> int:
+        """Samples per process and forward pass, from --batch_size or --global_batch_size.
+
+        Raises:
+            UserError: the global batch doesn't divide into equal batches.
+        """
+        if not self.global_batch_size:
+            return self.batch_size
+        parts = processes * self.grad_accum
+        batch_size, rest = divmod(self.global_batch_size, parts)
+        if rest or not batch_size:
+            lower, upper = parts * batch_size, parts * (batch_size + 1)
+            near = f"{lower} or {upper}" if lower else f"{upper}"
+            raise UserError(
+                f"--global_batch_size {self.global_batch_size} does not divide into {processes} "
+                f"processes x {self.grad_accum} forward passes; use {near}."
+            )
+        return batch_size
 
 
 # ``--color_jitter``, which every task has, with a default of its own.
