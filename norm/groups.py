@@ -114,9 +114,9 @@ def _all_reduce(tensor: Tensor, name: str) -> Tensor:
     return total
 
 
-# For compiled code. Both write into an argument: the compiler takes an operator that doesn't for one
-# that it may leave out, as on a rank whose input gradient is empty, while the others wait for it.
-# By the folder's name: two copies of it may be imported into one process.
+# The operators of compiled code. Both write into an argument: one that doesn't may be left out by
+# the compiler, as on a rank whose input gradient is empty, while the other ranks wait for it. Their
+# namespace is the folder's name, because two copies of it may be imported into one process.
 _NAMESPACE = __package__.replace(".", "_")
 
 
