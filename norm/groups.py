@@ -78,7 +78,9 @@ def find_group(name: str | None) -> Group | None:
 def gather(row: Tensor, group: Group) -> Tensor:
     """Every rank's ``row``, (K,), as one (ranks, K) tensor. One collective."""
     if torch.compiler.is_compiling():
-        return _gather_operator(row, group.name, group.size)
+        rows = row.new_empty(group.size, row.numel())
+        _gather_into(rows, row, group.name)
+        return rows
     row, ranks = row.contiguous(), process_group(group.name)
     if _local is not None and _local.takes(row, ranks):
         return _local.gather(row, group.layer)
@@ -104,35 +106,28 @@ def gather_by_sum(row: Tensor, group: Group) -> Tensor:
 
 
 def _all_reduce(tensor: Tensor, name: str) -> Tensor:
-    if torch.compiler.is_compiling():
-        return _all_reduce_operator(tensor, name)
     total = tensor.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=process_group(name))
+    if torch.compiler.is_compiling():
+        _all_reduce_in_place(total, name)
+    else:
+        dist.all_reduce(total, group=process_group(name))
     return total
 
 
-# By the folder's name: two copies of it may be imported into one process.
+# The operators of compiled code. Both write into an argument: one that doesn't may be left out by
+# the compiler, as on a rank whose input gradient is empty, while the other ranks wait for it. Their
+# namespace is the folder's name, because two copies of it may be imported into one process.
 _NAMESPACE = __package__.replace(".", "_")
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::gather", mutates_args=())
-def _gather_operator(row: Tensor, name: str, size: int) -> Tensor:
-    return gather(row, Group(name, size))
+@torch.library.custom_op(f"{_NAMESPACE}::gather_into", mutates_args=("rows",))
+def _gather_into(rows: Tensor, row: Tensor, name: str) -> None:
+    rows.copy_(gather(row, Group(name, len(rows))))
 
 
-@_gather_operator.register_fake
-def _(row: Tensor, name: str, size: int) -> Tensor:
-    return row.new_empty(size, row.numel())
-
-
-@torch.library.custom_op(f"{_NAMESPACE}::all_reduce", mutates_args=())
-def _all_reduce_operator(tensor: Tensor, name: str) -> Tensor:
-    return _all_reduce(tensor, name)
-
-
-@_all_reduce_operator.register_fake
-def _(tensor: Tensor, name: str) -> Tensor:
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+@torch.library.custom_op(f"{_NAMESPACE}::all_reduce", mutates_args=("total",))
+def _all_reduce_in_place(total: Tensor, name: str) -> None:
+    dist.all_reduce(total, group=process_group(name))
 
 
 def _is_gloo(group: dist.ProcessGroup) -> bool:
