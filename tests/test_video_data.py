@@ -25,7 +25,7 @@ from tasks.video.check import survey
 from tasks.video.clips import ClipOptions, clip_numbers, is_short, segment
 from tasks.video.dataset import EvalDataset, Reader, TrainDataset, collate
 from tasks.video.decoding.open import open_video, torchcodec_decoder
-from tasks.video.decoding.pyav import PyavVideo
+from tasks.video.decoding.pyav import ONE_THREAD, PyavVideo
 from tasks.video.options import VideoOptions
 from tasks.video.sources import VideoData, load_data
 from tasks.video.transforms import cut_windows, train_transform
@@ -74,6 +74,7 @@ def make_video(
             picture[:, :, 0] = 8 * number % 256
             picture[number % size[0], :, 1] = 255
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = frame.reformat(format="yuv420p", **ONE_THREAD)
             if stamps:
                 frame.pts, frame.time_base = stamps[number], Fraction(1, 30)
             container.mux(stream.encode(frame))
@@ -85,7 +86,8 @@ def decode_all(path: Path) -> torch.Tensor:
     """Every frame from the first on, (T, 3, H, W)."""
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        decoded = container.decode(video=0)
+        frames = [frame.to_ndarray(format="rgb24", **ONE_THREAD) for frame in decoded]
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
@@ -527,7 +529,7 @@ def test_hub_rows_without_video_or_label(tmp_path):
     splits = {name: datasets.Dataset.from_dict(columns) for name in ("train", "val")}
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
     data = load(f"hub:{tmp_path / 'saved'}")
-    with pytest.raises(SampleError, match="video of sample 1 holds no video") as caught:
+    with pytest.raises(SampleError, match="Video of sample 1 holds no video") as caught:
         train_data(reader_of(data), 2)[SampleKey(0, 1, 0)]
     assert is_one_sentence(str(caught.value))
     columns["label"] = ["a", None]

@@ -27,8 +27,12 @@ TAIL = 3
 # Where more frames than this lie between two wanted ones, searching the file costs less than
 # decoding them: the key frame before the second may lie this far back.
 FAR = 100
+PYAV = int(av.__version__.partition(".")[0])
 # Metadata may be in any encoding. Nobody reads it, but PyAV before 19 decodes it.
-UNREAD_METADATA = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+UNREAD_METADATA = {"metadata_errors": "ignore"} if PYAV < 19 else {}
+# The threads with which PyAV 19 converts a frame don't live on in a forked process, which would
+# wait for them for ever; and a loader's workers are the parallelism.
+ONE_THREAD = {"threads": 1} if PYAV >= 18 else {}
 
 
 class PyavVideo(Video):
@@ -202,7 +206,7 @@ class PyavVideo(Video):
         """A frame as RGB, upright as the file's rotation says: uint8 (3, H, W)."""
         if frame.is_corrupt:
             raise broken(self.name, f"the frame at {frame.time:.2f} seconds is damaged")
-        pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+        pixels = torch.from_numpy(frame.to_ndarray(format="rgb24", **ONE_THREAD)).permute(2, 0, 1)
         return torch.rot90(pixels, round(frame.rotation / 90) % 4, (1, 2))
 
     def close(self) -> None:
