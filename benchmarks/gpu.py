@@ -11,6 +11,7 @@ failed. docs/gpu.md says more.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -27,9 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import torch
-
-from benchmarks.on_gpu.result import FAIL, LEFT_OUT, PASS, Result
+from benchmarks.on_gpu.result import DETAILS, FAIL, LEFT_OUT, PASS, Result
 
 WORKER = [sys.executable, "-m"]
 PARTS = {
@@ -104,7 +103,11 @@ def run_part(part: str, arguments: list[str], device: str, deadline: float, repo
         return
     seconds = min(left, LIMIT[device])
     replaced = {"DEVICE": device, "SECONDS": f"{left:.0f}"}
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+        "TORCHINDUCTOR_COMPILE_THREADS": "4",  # of each of several compiled runs at once
+    }
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     process = subprocess.Popen(
@@ -119,14 +122,14 @@ def run_part(part: str, arguments: list[str], device: str, deadline: float, repo
     expired = threading.Event()
     timer = threading.Timer(seconds, lambda: (expired.set(), end(process)))
     timer.start()
-    failures, last = 0, ""
+    failures, unread = 0, []
     for line in process.stdout:
         result = read_line(part, line)
         if result:
             failures += result.outcome == FAIL
             report.add(result)
         else:
-            last = line.strip() or last
+            unread.append(line)
     status = process.wait()
     timer.cancel()
     if expired.is_set() and seconds < LIMIT[device]:
@@ -134,15 +137,16 @@ def run_part(part: str, arguments: list[str], device: str, deadline: float, repo
     elif expired.is_set():
         report.add(Result(part, FAIL, f"hadn't ended after {seconds:.0f} s"))
     elif status and not failures:
-        report.add(Result(part, FAIL, f"ended with status {status}: {last}"))
+        output = "".join(unread).strip()
+        last = output.splitlines()[-1] if output else "no output"
+        figure = f"ended with status {status}: {last}"
+        report.add(Result(part, FAIL, figure, details=output[-DETAILS:]))
 
 
 def end(process: subprocess.Popen) -> None:
     """End a process and all that it started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def versions() -> dict[str, str]:
@@ -153,7 +157,16 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    return found | {"cuda": str(torch.version.cuda)}
+    return found
+
+
+def gpu_name() -> str | None:
+    """The name of the first GPU, with the CUDA of torch's build; None where torch finds no GPU."""
+    import torch  # takes seconds, and only this needs it
+
+    if not torch.cuda.is_available():
+        return None
+    return f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda})"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -175,10 +188,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, help="for everything")
     options = parser.parse_args(arguments)
     device, started = options.device, time.monotonic()
-    if device == "cuda" and not torch.cuda.is_available():
+    name = gpu_name() if device == "cuda" else "CPU"
+    if name is None:
         parser.error("torch finds no GPU here; --device cpu rehearses without one.")
     about = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "device": name,
         "processors": os.cpu_count(),
         "versions": versions(),
         "date": time.strftime("%Y-%m-%d"),

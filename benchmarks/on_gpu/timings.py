@@ -12,7 +12,6 @@ which both synchronise all the same. Prints a JSON line per timing.
 """
 
 import argparse
-import copy
 import os
 import statistics
 import tempfile
@@ -25,12 +24,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import resnet18, resnet50
 
 from benchmarks.on_gpu.layer import group_of_one
-from benchmarks.on_gpu.result import FAIL, LEFT_OUT, TIME, Result, needs_gpu
+from benchmarks.on_gpu.result import LEFT_OUT, TIME, Result, failure, needs_gpu
 from benchmarks.on_gpu.scripts import train
 from benchmarks.syncbn import variant
+from models.classification import build_classification_model
+from tasks.classification.arrays import FAKE_CLASSES
 
 NAMES = {"bn": "BatchNorm", "torch": "torch's", "own": "ours"}
 KINDS = {"cuda": ("bn", "torch", "own"), "cpu": ("bn", "own")}  # torch's refuses the CPU
@@ -45,6 +45,7 @@ LAYERS = {
     ),
     "cpu": ((2, 64, 32, 32),),
 }
+NETWORK = {"cuda": "resnet50", "cpu": "resnet18"}
 BATCHES = {"cuda": (2, 8, 64), "cpu": (2,)}
 # Images, height and width, and optimizer steps of the loop.
 LOOP = {"cuda": (64, 224, 300), "cpu": (4, 64, 20)}
@@ -107,19 +108,23 @@ def capture(call: Call, repeats: int = 1) -> Call:
     return graph.replay
 
 
-def layers(device: str, shape: tuple[int, ...], kinds: tuple[str, ...]) -> dict[str, Call]:
-    """Forward and backward of a layer of each kind, in bf16, channels_last."""
-    channels_last = torch.channels_last
-    x = torch.randn(shape, device=device, dtype=torch.bfloat16)
-    x = x.contiguous(memory_format=channels_last).requires_grad_()
+def passes(layer: nn.Module, x: Tensor, grad: Tensor) -> None:
+    """Forward and backward."""
+    torch.autograd.grad(layer(x), (x, *layer.parameters()), grad)
+
+
+def layers(
+    device: str, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format
+) -> dict[str, Call]:
+    """Forward and backward of a layer of each kind, made a few times already."""
+    x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=memory_format)
     grad = torch.randn_like(x)
-
-    def passes(layer: nn.Module) -> Call:
-        return lambda: torch.autograd.grad(layer(x), (x, *layer.parameters()), grad)
-
     # Around the layer, because the conversion exchanges a model's layers, not the model.
     plain = nn.Sequential(nn.BatchNorm2d(shape[1]))
-    calls = {kind: passes(variant(plain, kind).to(device)) for kind in kinds}
+    calls = {
+        kind: partial(passes, variant(plain, kind).to(device), x.requires_grad_(), grad)
+        for kind in KINDS[device]
+    }
     for call in calls.values():
         for _ in range(5):
             call()
@@ -128,7 +133,7 @@ def layers(device: str, shape: tuple[int, ...], kinds: tuple[str, ...]) -> dict[
 
 def time_layer(device: str, shape: tuple[int, ...]) -> dict[str, dict[str, float]]:
     """Microseconds of each kind: of the host, and captured."""
-    calls = layers(device, shape, KINDS[device])
+    calls = layers(device, shape, torch.bfloat16, torch.channels_last)
     host = seconds_by_turns(calls, device, rounds=10, repeats=5, wait=False)
     numbers = {"host µs": {kind: 1e6 * seconds for kind, seconds in host.items()}}
     if device == "cuda":
@@ -142,14 +147,7 @@ def time_layer(device: str, shape: tuple[int, ...]) -> dict[str, dict[str, float
 def count_launches(device: str, memory_format: torch.memory_format) -> dict[str, dict[str, float]]:
     """Kernels, copies and fills on the GPU in a layer's forward and backward pass."""
     counts = {}
-    for kind in KINDS[device]:
-        layer = variant(nn.Sequential(nn.BatchNorm2d(64)), kind).to(device)
-        x = torch.randn(2, 64, 56, 56, device=device).contiguous(memory_format=memory_format)
-        x.requires_grad_()
-        grad = torch.randn_like(x)
-        call = partial(_passes, layer, x, grad)
-        for _ in range(3):
-            call()
+    for kind, call in layers(device, (2, 64, 56, 56), torch.float32, memory_format).items():
         torch.cuda.synchronize()
         activities = [torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities) as profile:
@@ -157,10 +155,6 @@ def count_launches(device: str, memory_format: torch.memory_format) -> dict[str,
             torch.cuda.synchronize()
         counts[kind] = sum(event.device_type.name == "CUDA" for event in profile.events())
     return {"launches": counts}
-
-
-def _passes(layer: nn.Module, x: Tensor, grad: Tensor) -> None:
-    torch.autograd.grad(layer(x), (x, *layer.parameters()), grad)
 
 
 class Step:
@@ -185,6 +179,7 @@ class Step:
         )
 
     def __call__(self) -> None:
+        """Make the step; nothing in it waits for the device."""
         # Without the cache of casts, which can't be captured; gradients stay where they are.
         with torch.autocast(
             "cuda", torch.bfloat16, enabled=self.images.is_cuda, cache_enabled=False
@@ -199,7 +194,7 @@ def time_step(device: str, batch: int) -> dict[str, dict[str, float]]:
     """Milliseconds of a step of ResNet-50 with each kind of layer: eager, and captured."""
     size = 224 if device == "cuda" else 64
     images = torch.randn(batch, 3, size, size, device=device)
-    model = (resnet50 if device == "cuda" else resnet18)(num_classes=10)
+    model = build_classification_model(NETWORK[device], FAKE_CLASSES, image_size=(size, size))
     steps = {kind: Step(variant(model, kind).to(device), images) for kind in KINDS[device]}
     for step in steps.values():
         for _ in range(3):
@@ -214,12 +209,12 @@ def time_step(device: str, batch: int) -> dict[str, dict[str, float]]:
 
 
 def time_loop(device: str) -> dict[str, dict[str, float]]:
-    """Images per second of train_classification.py, and of a loop around one batch before and after.
+    """Images per second of train_classification.py, and of a loop around one batch.
 
-    Both without averaged weights, with the same network, batch, optimizer and precision.
+    Both with the same network, batch, optimizer and precision, and without averaged weights. The
+    loop around one batch runs before and after the script.
     """
     batch, size, steps = LOOP[device]
-    model = "resnet50" if device == "cuda" else "resnet18"
     before = _bare_loop(device, batch, size, steps // 5)
     with tempfile.TemporaryDirectory() as folder:
         run = train(
@@ -228,7 +223,7 @@ def time_loop(device: str) -> dict[str, dict[str, float]]:
             Path(folder) / "loop",
             "bf16" if device == "cuda" else "no",
             dataset="fake",
-            model=model,
+            model=NETWORK[device],
             image_size=[size, size],
             batch_size=batch,
             max_steps=steps,
@@ -242,12 +237,13 @@ def time_loop(device: str) -> dict[str, dict[str, float]]:
         )
     script = statistics.median(run.speeds[2:])
     bare = statistics.mean([before, _bare_loop(device, batch, size, steps // 5)])
-    return {"images/s": {"bare loop": bare, "script": script}}
+    waiting = 100 * run.summary["data_wait_fraction"]
+    return {"images/s": {"bare loop": bare, "script": script}, "waiting, %": {"script": waiting}}
 
 
 def _bare_loop(device: str, batch: int, size: int, steps: int) -> float:
-    model = (resnet50 if device == "cuda" else resnet18)(num_classes=10).to(device)
-    step = Step(model, torch.randn(batch, 3, size, size, device=device))
+    model = build_classification_model(NETWORK[device], FAKE_CLASSES, image_size=(size, size))
+    step = Step(model.to(device), torch.randn(batch, 3, size, size, device=device))
     for _ in range(max(2, steps // 4)):
         step()
     synchronise(device)
@@ -282,9 +278,8 @@ def timings(device: str) -> list[Timing]:
         name = f"layer, {'×'.join(map(str, shape))} bf16 NHWC"
         found.append(Timing(name, partial(time_layer, device, shape), 4))
     for batch in BATCHES[device]:
-        network = "ResNet-50" if device == "cuda" else "ResNet-18"
         step = partial(time_step, device, batch)
-        found.append(Timing(f"step of {network}, {batch} images", step, 12))
+        found.append(Timing(f"step of {NETWORK[device]}, {batch} images", step, 12))
     found.append(Timing("loop of train_classification.py", partial(time_loop, device), 45))
     return found
 
@@ -310,10 +305,11 @@ def main() -> None:
             try:
                 numbers = timing.measure()
                 Result(timing.name, TIME, in_words(numbers), numbers).send()
+            except torch.OutOfMemoryError:
+                Result(timing.name, LEFT_OUT, "takes more memory than this GPU has").send()
             except Exception as error:
-                lines = str(error).strip().splitlines() or [""]
-                figure = f"{type(error).__name__}: {lines[0]}"
-                Result(timing.name, FAIL, figure).send()
+                failure(timing.name, error).send()
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":
