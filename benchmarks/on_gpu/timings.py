@@ -47,6 +47,11 @@ LAYERS = {
 }
 NETWORK = {"cuda": "resnet50", "cpu": "resnet18"}
 BATCHES = {"cuda": (2, 8, 64), "cpu": (2,)}
+# About how many seconds each timing takes.
+SECONDS = {
+    "cuda": {"launches": 4, "layer": 4, "step": 12, "loop": 45},
+    "cpu": {"layer": 2, "step": 10, "loop": 20},
+}
 # Images, height and width, and optimizer steps of the loop.
 LOOP = {"cuda": (64, 224, 300), "cpu": (4, 64, 20)}
 CAPTURED_CALLS = 5
@@ -269,18 +274,19 @@ def in_words(numbers: dict[str, dict[str, float]]) -> str:
 
 def timings(device: str) -> list[Timing]:
     """All timings of a device, the quick ones first."""
-    found = []
+    found, seconds = [], SECONDS[device]
     if device == "cuda":
         for name, layout in (("NCHW", torch.contiguous_format), ("NHWC", torch.channels_last)):
             count = partial(count_launches, device, layout)
-            found.append(Timing(f"launches of a layer, {name}", count, 4))
+            found.append(Timing(f"launches of a layer, {name}", count, seconds["launches"]))
     for shape in LAYERS[device]:
         name = f"layer, {'×'.join(map(str, shape))} bf16 NHWC"
-        found.append(Timing(name, partial(time_layer, device, shape), 4))
+        found.append(Timing(name, partial(time_layer, device, shape), seconds["layer"]))
     for batch in BATCHES[device]:
         step = partial(time_step, device, batch)
-        found.append(Timing(f"step of {NETWORK[device]}, {batch} images", step, 12))
-    found.append(Timing("loop of train_classification.py", partial(time_loop, device), 45))
+        found.append(Timing(f"step of {NETWORK[device]}, {batch} images", step, seconds["step"]))
+    loop = partial(time_loop, device)
+    found.append(Timing("loop of train_classification.py", loop, seconds["loop"]))
     return found
 
 
