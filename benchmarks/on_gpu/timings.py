@@ -185,12 +185,12 @@ class Step:
 
     def __call__(self) -> None:
         """Make the step; nothing in it waits for the device."""
-        # Without the cache of casts, which can't be captured; gradients stay where they are.
+        # Without the cache of casts, which can't be captured.
         with torch.autocast(
             "cuda", torch.bfloat16, enabled=self.images.is_cuda, cache_enabled=False
         ):
             loss = F.cross_entropy(self.model(self.images).float(), self.labels)
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
 
