@@ -7,7 +7,7 @@ GPUS = $(shell nvidia-smi --list-gpus 2>/dev/null | grep --count '^GPU')
 CONFIG = accelerate_configs/$(if $(filter 1,$(GPUS)),1gpu,2gpu).yaml
 DEMO = $(BIN)/accelerate launch --config_file $(CONFIG) train_segmentation.py
 
-.PHONY: demo test gpu lint clean
+.PHONY: demo test test-oldest gpu clean
 
 demo: $(VENV)/.installed  ## train a segmenter on built-in data, in two processes, for a few minutes
 	$(DEMO) --epochs 12
@@ -16,6 +16,18 @@ test: $(VENV)/.installed-test  ## every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+test-oldest: $(VENV)-oldest/.installed  ## the oldest versions: the layer, a run of each script, video decoding
+	$(VENV)-oldest/bin/python -m pytest $(OLDEST)
+
+OLDEST = tests/test_norm.py tests/test_norm_processes.py tests/test_video_data.py \
+	tests/test_detection_metrics.py tests/test_scripts.py::test_files_metrics_and_tensorboard
+
+$(VENV)-oldest/.installed: requirements-oldest.txt
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/pip install --quiet --disable-pip-version-check -r requirements-oldest.txt \
+		$$(grep -v '^-r' requirements-test.txt | sed 's/#.*//')
+	touch $@
 
 DEVICE ?= cuda
 gpu: $(VENV)/.installed-test  ## check the layer and the scripts on one GPU and time them; DEVICE=cpu rehearses
@@ -31,5 +43,5 @@ $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	touch $@
 
-clean:  ## remove the virtual environment, not the runs
-	rm -rf $(VENV)
+clean:  ## remove the virtual environments, not the runs
+	rm -rf $(VENV) $(VENV)-oldest

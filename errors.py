@@ -19,6 +19,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     known = list(known)
     near = get_close_matches(name, known, n=4, cutoff=0.5)
     if near:
-        return UserError(f"no {kind} is called {name!r}: did you mean {', '.join(near)}?")
+        return UserError(f"No {kind} is called {name!r}: did you mean {', '.join(near)}?")
     few = ", ".join(known) if len(known) <= 16 else ", ".join(known[:16]) + ", …"
-    return UserError(f"no {kind} is called {name!r}: choose one of {few}.")
+    return UserError(f"No {kind} is called {name!r}: choose one of {few}.")

@@ -16,9 +16,9 @@ if __name__ == "__main__":
     # Before the slow imports: --help and a mistyped option are answered at once.
     options = read_options(ClassificationOptions, __doc__)
 
-from engine.loop import Trainer
 from engine.plan import make_plan
 from engine.prepare import build_model, prepare_model
+from engine.trainer import Trainer
 from tasks.classification.check import check_data
 from tasks.classification.sources import load_data
 from tasks.classification.task import Classification

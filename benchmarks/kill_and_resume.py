@@ -1,6 +1,7 @@
 """Kill a training at random moments, again and again, and check that nothing was lost.
 
     python benchmarks/kill_and_resume.py --kills 100
+    python benchmarks/kill_and_resume.py --kills 100 --script train_pipeline
 
 One run on two processes is left alone. Another, with the same options, is struck at random moments
 (while it starts, trains, evaluates, saves or ends) in a random way and started again with
@@ -34,30 +35,36 @@ from engine.checkpoint import complete_checkpoints, fault
 
 WAYS = ("kill", "kill all", "term", "int")
 COMPARED = ("step", "samples", "loss", "lr", "grad_norm", "eval")
-OPTIONS = {
-    "norm": "sync_bn",
-    "ema": 0.9,
+COMMON = {
     "num_workers": 1,
-    "batch_size": 2,
-    "image_size": [32, 32],
-    "crop_size": [32, 32],
     "limit_train": 50,
     "limit_val": 10,
-    "pictures": 1,
     "log_every": 1,
     "eval_every": 10,
     "checkpoint_every": 4,
+    "resume": "auto",
+}
+SCRIPTS = {
+    "train_segmentation": {
+        "norm": "sync_bn",
+        "ema": 0.9,
+        "batch_size": 2,
+        "image_size": [32, 32],
+        "crop_size": [32, 32],
+        "pictures": 1,
+    },
+    "train_pipeline": {"model": "syncbnnet", "batch_size": 8, "image_size": 32},
 }
 
 
-def start(path: Path, steps: int) -> subprocess.Popen:
+def start(path: Path, script: str, steps: int) -> subprocess.Popen:
     """Start or continue a run on two processes; its output goes to a file beside it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    changes = {"max_steps": steps, "output_dir": path, "resume": "auto"}
-    options = [f"--{name}={value}" for name, value in (OPTIONS | changes).items()]
+    options = COMMON | SCRIPTS[script] | {"max_steps": steps, "output_dir": path}
+    flags = [f"--{name}={value}" for name, value in options.items()]
     with open(path.with_suffix(".log"), "a") as log:
         return subprocess.Popen(
-            [*command, "train_segmentation.py", *options],
+            [*command, f"{script}.py", *flags],
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=log,
@@ -94,6 +101,7 @@ def curve(path: Path) -> list[dict]:
 def main() -> None:
     """Run the comparison that the module's docstring describes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--script", choices=SCRIPTS, default="train_segmentation")
     parser.add_argument("--kills", type=int, default=20, help="how often to strike")
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps of the run")
     parser.add_argument("--seed", type=int, default=0, help="of moments and ways")
@@ -103,13 +111,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         alone, struck = Path(folder) / "alone", Path(folder) / "struck"
         begun = time.monotonic()
-        if start(alone, args.steps).wait() != 0:
+        if start(alone, args.script, args.steps).wait() != 0:
             sys.exit(alone.with_suffix(".log").read_text())
         length = time.monotonic() - begun
 
         kills = 0
         while kills < args.kills:
-            launcher, way = start(struck, args.steps), rng.choice(WAYS)
+            launcher, way = start(struck, args.script, args.steps), rng.choice(WAYS)
             try:
                 launcher.wait(timeout=rng.uniform(0.1, 1) * length)
             except subprocess.TimeoutExpired:
@@ -127,7 +135,7 @@ def main() -> None:
                 if launcher.returncode or not same:
                     sys.exit(struck.with_suffix(".log").read_text())
                 shutil.rmtree(struck)
-        if start(struck, args.steps).wait() != 0:
+        if start(struck, args.script, args.steps).wait() != 0:
             sys.exit(struck.with_suffix(".log").read_text())
         same = curve(struck) == curve(alone)
         print(f"{kills} kills; the curve is {'the same to the last bit' if same else 'ANOTHER'}")

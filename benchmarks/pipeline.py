@@ -5,19 +5,12 @@
 
 Every process holds one stage. In the naive cut (one micro-batch) only one of them computes at any
 moment. Both variants take turns, a step each, for many rounds, so that whatever else the machine
-does falls on both. Printed are for each variant
-
-    step        time of a step
-    processor   processor time that all stages together spend in a step
-    bubble      share of the stages' time in which they stand idle
-    ideal       the same for stages of equal cost
-
-and the ratio of the two variants' steps: the median over the rounds, with its middle half, and that
-of the fastest steps, which a machine busy with other things disturbs least.
+does falls on both. Printed are the mean time of a step, the share of the stages' time in which they
+stand idle (bubble), the same for stages of equal cost (ideal), and the ratio of the two variants'
+steps: the median over the rounds with its middle half.
 
 Each process has one thread and needs a core of its own. Small micro-batches take more processor
-time than one large batch, which takes from the gain; where only the time of a step grows, the
-stages had no cores of their own.
+time than one large batch, which takes from the gain.
 """
 
 import argparse
@@ -25,7 +18,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -35,7 +27,7 @@ import torch.multiprocessing as mp
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from models.classification import build_classification_model
-from pipeline.cut import Stage, costs_of, cut_evenly, units_of
+from pipeline.cut import cut_network
 from pipeline.schedule import (
     SCHEDULES,
     Pipeline,
@@ -44,22 +36,19 @@ from pipeline.schedule import (
     measured_bubble,
     take_place,
 )
+from pipeline.setup import take_stage
 
 
 def measure(rank: int, args: argparse.Namespace, store: str) -> None:
     """One process: build its stage, run both variants in turns; the first prints the table."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=args.stages)
-    device = torch.device("cpu")
-    place = take_place(args.stages, device)
-    size = (args.image_size, args.image_size)
+    device, size = torch.device("cpu"), (args.image_size, args.image_size)
     torch.manual_seed(0)
-    units = units_of(build_classification_model(args.model, 100, image_size=size))
-    costs = costs_of(units, size)
-    starts = cut_evenly([getattr(cost, args.balance) for cost in costs], args.stages)
-    part = slice(starts[rank], [*starts[1:], len(units)][rank])
-    shapes = (costs[part.start - 1].shape if part.start else (3, *size), costs[part][-1].shape)
-    stage = Stage(units[part])
+    model = build_classification_model(args.model, 100, image_size=size)
+    cut = cut_network(model, size, args.stages, args.balance)
+    place = take_place(args.stages, device)
+    stage = take_stage(model, cut, place, "no")
     images, labels = torch.randn(args.batch_size, 3, *size), torch.arange(args.batch_size)
     variants = {
         count: Pipeline(
@@ -67,69 +56,39 @@ def measure(rank: int, args: argparse.Namespace, store: str) -> None:
             place,
             args.schedule if count > 1 else "gpipe",
             count,
-            *((args.batch_size // count, *shape) for shape in shapes),
+            *((args.batch_size // count, *shape) for shape in cut.shapes(rank)),
             dtype=torch.float32,
             device=device,
         )
         for count in (1, args.microbatches)
     }
     times: dict[int, list[Times]] = {count: [] for count in variants}
-    processor = torch.zeros(2, dtype=torch.float64)
     for turn in range(args.rounds + 1):
-        for number, (count, pipeline) in enumerate(variants.items()):
+        for count, pipeline in variants.items():
             stage.zero_grad()
             dist.barrier()
-            started = time.process_time()
             pipeline.step(images, labels)
-            seconds = time.process_time() - started
-            both = pipeline.take_times()
+            taken = pipeline.take_times()
             if turn:  # the first round makes the connections
-                times[count].append(both)
-                processor[number] += seconds / args.rounds
-    sums = {count: Times(*map(sum, zip(*rounds, strict=True))) for count, rounds in times.items()}
-    bubbles = [measured_bubble(both, place, device) for both in sums.values()]
-    dist.all_reduce(processor)
-    if rank == 0:
-        report(args, costs, starts, times, processor.tolist(), bubbles)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def report(
-    args: argparse.Namespace,
-    costs: list,
-    starts: list[int],
-    times: dict[int, list[Times]],
-    processor: list[float],
-    bubbles: list[float],
-) -> None:
-    """Print the table."""
-    total = sum(cost.compute for cost in costs)
-    ends = [*starts[1:], len(costs)]
-    shares = [
-        sum(cost.compute for cost in costs[a:b]) / total for a, b in zip(starts, ends, strict=True)
-    ]
-    print(
-        f"{args.model}, {args.batch_size} pictures of {args.image_size} pixels, {args.stages} "
-        f"stages with {', '.join(f'{share:.0%}' for share in shares)} of the computation, "
-        f"{args.schedule}, {args.rounds} rounds"
-    )
-    print("micro-batches  step (ms)  processor (ms)  bubble   ideal")
-    for (count, rounds), seconds, bubble in zip(times.items(), processor, bubbles, strict=True):
-        lasted = 1000 * statistics.mean(each.lasted for each in rounds)
-        ideal = ideal_bubble(args.stages, count)
-        print(
-            f"{count:>13}  {lasted:>9.0f}  {1000 * seconds:>14.0f}  {bubble:>6.1%}  {ideal:>6.1%}"
-        )
-    naive, pipelined = ([each.lasted for each in rounds] for rounds in times.values())
-    ratios = [a / b for a, b in zip(naive, pipelined, strict=True)]
+                times[count].append(taken)
+    lines = [f"{args.model}, {args.batch_size} images of {args.image_size} pixels", *cut.lines()]
+    lines.append("micro-batches  step (ms)  bubble   ideal")
+    for count, rounds in times.items():
+        total = Times(*map(sum, zip(*rounds, strict=True)))
+        bubble, ideal = measured_bubble(total, place, device), ideal_bubble(args.stages, count)
+        step = 1000 * total.lasted / args.rounds
+        lines.append(f"{count:>13}  {step:>9.0f}  {bubble:>6.1%}  {ideal:>6.1%}")
+    ratios = [a.lasted / b.lasted for a, b in zip(*times.values(), strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     possible = (1 - ideal_bubble(args.stages, args.microbatches)) * args.stages
-    print(
+    lines.append(
         f"{args.microbatches} micro-batches are {middle:.2f} times as fast as 1 ({low:.2f} to "
-        f"{high:.2f}), in the fastest steps {min(naive) / min(pipelined):.2f} times; at most "
-        f"{possible:.2f} is possible"
+        f"{high:.2f}); at most {possible:.2f} is possible"
     )
+    if rank == 0:
+        print("\n".join(lines))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Which data set ``--dataset`` names, and how many of its samples are used."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import datasets
@@ -16,17 +17,26 @@ class SourceOptions(Protocol):
     data_dir: str | None
 
 
-def source_called(dataset: str, sources: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """The entry of a task's table of sources that ``--dataset`` names.
+def load_from(sources: Mapping[str, Callable[[Any], Any]], options: Any) -> Any:
+    """The data set that the options name, with as many samples of each split as they ask for.
+
+    Args:
+        sources: a task's table of sources; "hub" stands for every data set of the hub.
+        options: dataset, limit_train and limit_val, and what the source reads.
+
+    Returns:
+        What the source returns, a dataclass with the rows ``train`` and ``val``.
 
     Raises:
-        UserError: the table has no such entry.
+        UserError: there is no such data set, or it isn't in the layout expected.
     """
-    kind, _, name = dataset.partition(":")
+    kind, _, name = options.dataset.partition(":")
     if kind not in sources or (kind == "hub") != bool(name):
         known = ", ".join("hub:<id or path>" if name == "hub" else name for name in sources)
-        raise UserError(f"There is no data set called {dataset}: --dataset takes {known}.")
-    return sources[kind]
+        raise UserError(f"There is no data set called {options.dataset}: --dataset takes {known}.")
+    data = sources[kind](options)
+    train, val = spread(data.train, options.limit_train), spread(data.val, options.limit_val)
+    return replace(data, train=train, val=val)
 
 
 def evenly_spaced(count: int, limit: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from engine.collectives import from_main_process, gather_lists, sum_over_process
 from engine.loaders import Loading, eval_loader, precise_loader
 from engine.options import TrainingOptions
 from engine.plan import Plan
-from engine.randomness import seed_step
+from engine.randomness import counting_freely, seed_step
 from engine.stop import StopRequest
 from engine.task import Batch, Evaluation, Task
 from norm import average_running_stats, precise_bn
@@ -91,7 +91,7 @@ class Evaluator:
         """Inside, the model is in evaluation mode, in the run's precision, without gradients."""
         was_training = model.training
         model.eval()
-        with torch.inference_mode(), self.accelerator.autocast():
+        with torch.inference_mode(), self.accelerator.autocast(), counting_freely():
             yield
         model.train(was_training)
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from engine.command_line import Options, parse
-from engine.options import TrainingOptions
-from engine.plan import per_process_batch
+from engine.options import CommonOptions
 from engine.run_folder import continues, refuse_other_run
 from errors import UserError
 
@@ -102,7 +101,7 @@ def _fail(message: str, status: int) -> NoReturn:
     os._exit(status)
 
 
-def create_accelerator(options: TrainingOptions) -> "Accelerator":
+def create_accelerator(options: CommonOptions) -> "Accelerator":
     """Choose the device and join the other processes.
 
     Without a CUDA device the processes of a multi-GPU launch form one gloo group. Accelerate alone
@@ -112,12 +111,14 @@ def create_accelerator(options: TrainingOptions) -> "Accelerator":
         An ``accelerate.Accelerator`` with a TensorBoard tracker.
 
     Raises:
-        UserError: more processes than GPUs, or a precision that the device doesn't have.
+        UserError: more processes than GPUs, a precision that the device doesn't have, or what
+            ``options.check_launch`` refuses.
     """
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import ProjectConfiguration
 
+    from engine.randomness import set_deterministic
     from engine.rendezvous import rendezvous_url
 
     world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -137,10 +138,7 @@ def create_accelerator(options: TrainingOptions) -> "Accelerator":
         )
     if precision == "bf16" and not use_cpu and not torch.cuda.is_bf16_supported():
         raise UserError("This GPU has no bfloat16; launch with --mixed_precision fp16 or no.")
-    if use_cpu and options.sync_bn_impl == "torch":
-        raise UserError("torch's SyncBatchNorm refuses the CPU; use --sync_bn_impl own or auto.")
-    if options.double and precision != "no":
-        raise UserError("--double computes in float64; launch it with --mixed_precision no.")
+    options.check_launch(world_size, use_cpu, precision)
     fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     if fsdp and not use_cpu:
         raise UserError(
@@ -148,6 +146,7 @@ def create_accelerator(options: TrainingOptions) -> "Accelerator":
             "accelerate_configs/2gpu.yaml (DistributedDataParallel) instead."
         )
 
+    set_deterministic(options.deterministic)
     # Its successor, forward_sync_buffers, doesn't exist in torch 2.11.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     accelerator = Accelerator(
@@ -169,7 +168,6 @@ def create_accelerator(options: TrainingOptions) -> "Accelerator":
         accelerator.print(
             f"{why}: {world_size} processes train one model together on the CPU (gloo){whole}."
         )
-    per_process_batch(options, accelerator.num_processes)  # refuse one that doesn't divide
     return accelerator
 
 

@@ -7,6 +7,7 @@ the slow imports begin.
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from errors import UserError
@@ -26,10 +27,14 @@ GROUPS = (
 WITHOUT_FOLDER = ("synthetic", "fake", "hub")
 
 
+# Bounds of a probability or a share.
+SHARE = {"at_least": 0, "at_most": 1}
+
+
 def option(
+    group: str,
     default: Any,
     help: str,
-    group: str,
     *,
     at_least: float | None = None,
     above: float | None = None,
@@ -43,9 +48,9 @@ def option(
     """A dataclass field with its help text and its range.
 
     Args:
+        group: one of GROUPS.
         default: the default value.
         help: one phrase for ``--help``.
-        group: one of GROUPS.
         at_least: the smallest value, of every entry of a list.
         above: the value that every entry must exceed.
         at_most: the largest value.
@@ -72,6 +77,17 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+(
+    data_option,
+    model_option,
+    norm_option,
+    length_option,
+    optimisation_option,
+    augmentation_option,
+    evaluation_option,
+) = (partial(option, group) for group in GROUPS)
+
+
 def default_of(field: dataclasses.Field) -> Any:
     """The default value of a field that ``option`` made."""
     made = field.default_factory is not dataclasses.MISSING
@@ -82,85 +98,72 @@ def default_of(field: dataclasses.Field) -> Any:
 class CommonOptions:
     """The options of every script."""
 
-    dataset: str = option("synthetic", "data source; docs/data.md lists them", "data")
-    data_dir: str | None = option(None, "folder of the data set", "data", resume="free")
-    limit_train: int = option(
-        0, "use only this many training samples, evenly spaced (0: all)", "data", at_least=0
+    dataset: str = data_option("synthetic", "data source; docs/data.md lists them")
+    data_dir: str | None = data_option(None, "folder of the data set", resume="free")
+    limit_train: int = data_option(
+        0, "use only this many training samples, evenly spaced (0: all)", at_least=0
     )
-    limit_val: int = option(
-        0, "use only this many validation samples, evenly spaced (0: all)", "data", at_least=0
+    limit_val: int = data_option(
+        0, "use only this many validation samples, evenly spaced (0: all)", at_least=0
     )
-    num_workers: int | Literal["auto"] = option(
+    num_workers: int | Literal["auto"] = data_option(
         "auto",
         "loader workers per process (0: load in the loop; auto: by processors and data)",
-        "data",
         at_least=0,
         resume="free",
     )
-    model: str = option("", "model name; docs/models.md lists them", "model")
-    weights: str = option(
+    check_data: bool = data_option(
+        False, "read every sample, list what is bad, and stop", resume="free"
+    )
+    model: str = model_option("", "model name; docs/models.md lists them")
+    weights: str = model_option(
         "none",
         "none, default (pretrained, downloaded), backbone (only the backbone pretrained) or a file",
-        "model",
     )
-    double: bool = option(False, "compute in float64, to compare runs beyond rounding", "model")
-    epochs: float = option(
-        10.0,
-        "length of training in passes over the data",
-        "batch and length",
-        at_least=0,
-        resume="free",
+    double: bool = model_option(False, "compute in float64, to compare runs beyond rounding")
+    deterministic: bool = model_option(
+        False, "only algorithms that give the same bits at every run, also on a GPU; slower"
     )
-    max_steps: int = option(
-        0,
-        "length of training in optimizer steps, instead of epochs",
-        "batch and length",
-        at_least=0,
-        resume="free",
+    epochs: float = length_option(
+        10.0, "length of training in passes over the data", at_least=0, resume="free"
     )
-    lr: float = option(0.004, "peak learning rate", "optimisation", at_least=0)
-    momentum: float = option(
-        0.9, "momentum of SGD (Nesterov's; 0: none)", "optimisation", at_least=0, below=1
+    max_steps: int = length_option(
+        0, "length of training in optimizer steps, instead of epochs", at_least=0, resume="free"
     )
-    weight_decay: float = option(0.01, "weight decay", "optimisation", at_least=0)
-    seed: int = option(
-        0,
-        "seed of weights, order, augmentation and dropout",
-        "optimisation",
-        at_least=0,
-        below=2**63,
+    lr: float = optimisation_option(0.004, "peak learning rate", at_least=0)
+    momentum: float = optimisation_option(
+        0.9, "momentum of SGD (Nesterov's; 0: none)", at_least=0, below=1
     )
-    eval_every: int = option(
-        0,
-        "optimizer steps between evaluations (0: once per epoch)",
-        "evaluation and files",
-        at_least=0,
+    weight_decay: float = optimisation_option(0.01, "weight decay", at_least=0)
+    seed: int = optimisation_option(
+        0, "seed of weights, order, augmentation and dropout", at_least=0, below=2**63
     )
-    output_dir: str | None = option(
-        None, "folder of the run (default: a new one)", "evaluation and files", resume="free"
+    eval_every: int = evaluation_option(
+        0, "optimizer steps between evaluations (0: once per epoch)", at_least=0
     )
-    resume: str = option(
-        "never",
-        "never, auto (continue the run in --output_dir) or a checkpoint",
-        "evaluation and files",
-        resume="free",
+    eval_only: bool = evaluation_option(
+        False, "evaluate --weights or the resumed run, then stop", resume="free"
     )
-    checkpoint_every: int = option(
+    output_dir: str | None = evaluation_option(
+        None, "folder of the run (default: a new one)", resume="free"
+    )
+    resume: str = evaluation_option(
+        "never", "never, auto (continue the run in --output_dir) or a checkpoint", resume="free"
+    )
+    checkpoint_every: int = evaluation_option(
         0,
         "optimizer steps between checkpoints (0: after each evaluation)",
-        "evaluation and files",
         at_least=0,
         resume="free",
     )
-    keep_checkpoints: int = option(
-        2, "newest checkpoints to keep", "evaluation and files", at_least=1, resume="free"
+    keep_checkpoints: int = evaluation_option(
+        2, "newest checkpoints to keep", at_least=1, resume="free"
     )
-    log_every: int = option(
-        10, "optimizer steps between log lines", "evaluation and files", at_least=1, resume="free"
+    log_every: int = evaluation_option(
+        10, "optimizer steps between log lines", at_least=1, resume="free"
     )
-    cpu: bool = option(
-        False, "use the CPU although there is a GPU", "evaluation and files", resume="free"
-    )
+    profile: bool = evaluation_option(False, "write a profiler trace of a few steps", resume="free")
+    cpu: bool = evaluation_option(False, "use the CPU although there is a GPU", resume="free")
 
     def check(self) -> None:
         """Refuse values out of range, before any work; subclasses add what relates options.
@@ -173,6 +176,22 @@ class CommonOptions:
             self._refuse_useless(field)
         if self.data_dir and self.dataset.partition(":")[0] in WITHOUT_FOLDER:
             raise UserError(f"--data_dir is of no use to --dataset {self.dataset}; leave it out.")
+        if self.eval_only and self.resume == "never" and self.weights == "none":
+            raise UserError("--eval_only needs something to evaluate: give --weights or --resume.")
+
+    def check_launch(self, processes: int, on_cpu: bool, precision: str) -> None:
+        """Refuse what the options and the launch make impossible together, before any work.
+
+        Args:
+            processes: of the job.
+            on_cpu: whether they compute on the CPU.
+            precision: Accelerate's mixed precision: no, bf16, fp16 or fp8.
+
+        Raises:
+            UserError: says what to give or how to launch instead.
+        """
+        if self.double and precision != "no":
+            raise UserError("--double computes in float64; launch it with --mixed_precision no.")
 
     def _refuse_useless(self, field: dataclasses.Field) -> None:
         """Refuse an option that the chosen data set has no use for."""
@@ -213,87 +232,59 @@ def _check_range(field: dataclasses.Field, value: Any) -> None:
 class TrainingOptions(CommonOptions):
     """The options of the scripts that train a whole network in every process."""
 
-    check_data: bool = option(
-        False, "read every sample, list what is bad, and stop", "data", resume="free"
+    channels_last: bool = model_option(
+        True, "channels-last memory format of images and convolutions", resume="free"
     )
-    channels_last: bool = option(
-        True, "channels-last memory format of images and convolutions", "model", resume="free"
-    )
-    compile: bool = option(False, "torch.compile the model", "model", resume="free")
-    norm: Literal["auto", "bn", "sync_bn", "group_norm", "frozen_bn"] = option(
+    compile: bool = model_option(False, "torch.compile the model", resume="free")
+    norm: Literal["auto", "bn", "sync_bn", "group_norm", "frozen_bn"] = norm_option(
         "auto",
         "normalisation layer; auto: sync_bn for several processes with small batches",
-        "normalisation",
         resume="free",
     )
-    sync_bn_impl: Literal["auto", "torch", "own"] = option(
-        "auto",
-        "whose SyncBatchNorm: torch's, this project's, or the one verified on the device",
-        "normalisation",
+    sync_bn_impl: Literal["auto", "torch", "own"] = norm_option(
+        "auto", "whose SyncBatchNorm: torch's, this project's, or the one verified on the device"
     )
-    sync_bn_group_size: int = option(
-        0,
-        "processes that share statistics, e.g. those of one node (0: all)",
-        "normalisation",
-        at_least=0,
+    sync_bn_group_size: int = norm_option(
+        0, "processes that share statistics, e.g. those of one node (0: all)", at_least=0
     )
-    precise_bn: int = option(
+    precise_bn: int = norm_option(
         0,
         "recompute the running statistics over this many batches before evaluating (0: off)",
-        "normalisation",
         at_least=0,
     )
-    batch_size: int = option(
-        8,
-        "samples per process and forward pass",
-        "batch and length",
-        at_least=1,
-        resume="free",
+    batch_size: int = length_option(
+        8, "samples per process and forward pass", at_least=1, resume="free"
     )
-    global_batch_size: int = option(
+    global_batch_size: int = length_option(
         0,
         "samples per optimizer step over all processes, instead of --batch_size",
-        "batch and length",
         at_least=0,
         resume="free",
     )
-    grad_accum: int = option(
-        1, "forward passes per optimizer step", "batch and length", at_least=1, resume="free"
+    grad_accum: int = length_option(
+        1, "forward passes per optimizer step", at_least=1, resume="free"
     )
-    optimizer: Literal["sgd", "adamw"] = option(
-        "adamw", "SGD with momentum, or AdamW", "optimisation"
-    )
-    scale_lr: int = option(
+    optimizer: Literal["sgd", "adamw"] = optimisation_option("adamw", "SGD with momentum, or AdamW")
+    scale_lr: int = optimisation_option(
         0,
         "the global batch that --lr is meant for; lr grows linearly with the batch (0: off)",
-        "optimisation",
         at_least=0,
     )
-    schedule: Literal["poly", "cosine", "constant", "one_cycle"] = option(
-        "cosine", "learning rate after the warm-up", "optimisation"
+    schedule: Literal["poly", "cosine", "constant", "one_cycle"] = optimisation_option(
+        "cosine", "learning rate after the warm-up"
     )
-    warmup_steps: int = option(50, "optimizer steps of linear warm-up", "optimisation", at_least=0)
-    decay_norm_and_bias: bool = option(
-        False, "apply weight decay to norm layers and biases too", "optimisation"
+    warmup_steps: int = optimisation_option(50, "optimizer steps of linear warm-up", at_least=0)
+    decay_norm_and_bias: bool = optimisation_option(
+        False, "apply weight decay to norm layers and biases too"
     )
-    clip_grad: float = option(
-        0.0, "largest gradient norm (0: no clipping)", "optimisation", at_least=0
+    clip_grad: float = optimisation_option(
+        0.0, "largest gradient norm (0: no clipping)", at_least=0
     )
-    ema: float = option(
+    ema: float = optimisation_option(
         0.99,
         "decay of the averaged weights that are evaluated and saved (0: off)",
-        "optimisation",
         at_least=0,
         below=1,
-    )
-    eval_only: bool = option(
-        False,
-        "evaluate --weights or the resumed run, then stop",
-        "evaluation and files",
-        resume="free",
-    )
-    profile: bool = option(
-        False, "write a profiler trace of a few steps", "evaluation and files", resume="free"
     )
 
     def check(self) -> None:
@@ -303,19 +294,43 @@ class TrainingOptions(CommonOptions):
             raise UserError("--epochs is 0 and so is --max_steps: give the length of the training.")
         if self.eval_only and self.weights == "backbone" and self.resume == "never":
             raise UserError("--eval_only needs weights of the whole model, not of the backbone.")
-        if self.eval_only and self.resume == "never" and self.weights == "none":
-            raise UserError("--eval_only needs something to evaluate: give --weights or --resume.")
+
+    def check_launch(self, processes: int, on_cpu: bool, precision: str) -> None:
+        """Refuse what the options and the launch make impossible together."""
+        super().check_launch(processes, on_cpu, precision)
+        if on_cpu and self.sync_bn_impl == "torch":
+            raise UserError(
+                "torch's SyncBatchNorm refuses the CPU; use --sync_bn_impl own or auto."
+            )
+        self.samples_per_process(processes)
+
+    def samples_per_process(self, processes: int) -> int:
+        """Samples per process and forward pass, from --batch_size or --global_batch_size.
+
+        Raises:
+            UserError: the global batch doesn't divide into equal batches.
+        """
+        if not self.global_batch_size:
+            return self.batch_size
+        parts = processes * self.grad_accum
+        batch_size, rest = divmod(self.global_batch_size, parts)
+        if rest or not batch_size:
+            lower, upper = parts * batch_size, parts * (batch_size + 1)
+            near = f"{lower} or {upper}" if lower else f"{upper}"
+            raise UserError(
+                f"--global_batch_size {self.global_batch_size} does not divide into {processes} "
+                f"processes x {self.grad_accum} forward passes; use {near}."
+            )
+        return batch_size
 
 
-def color_jitter_option(default: list[float]) -> Any:
-    """The option ``--color_jitter``, which every task has, with its own default."""
-    return option(
-        default,
-        "changes of brightness, contrast, saturation and hue (hue up to 0.5)",
-        "augmentation",
-        at_least=0,
-        length=4,
-    )
+# ``--color_jitter``, which every task has, with a default of its own.
+color_jitter_option = partial(
+    augmentation_option,
+    help="changes of brightness, contrast, saturation and hue (hue up to 0.5)",
+    at_least=0,
+    length=4,
+)
 
 
 def check_color_jitter(color_jitter: list[float]) -> None:

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 from engine.options import TrainingOptions
-from errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,26 +42,6 @@ class Plan:
         return self.total_steps * self.global_batch_size
 
 
-def per_process_batch(options: TrainingOptions, num_processes: int) -> int:
-    """Samples per process and forward pass, from --batch_size or --global_batch_size.
-
-    Raises:
-        UserError: the global batch doesn't divide into equal batches.
-    """
-    if not options.global_batch_size:
-        return options.batch_size
-    parts = num_processes * options.grad_accum
-    batch_size, rest = divmod(options.global_batch_size, parts)
-    if rest or not batch_size:
-        lower, upper = parts * batch_size, parts * (batch_size + 1)
-        near = f"{lower} or {upper}" if lower else f"{upper}"
-        raise UserError(
-            f"--global_batch_size {options.global_batch_size} does not divide into {num_processes} "
-            f"processes x {options.grad_accum} forward passes; use {near}."
-        )
-    return batch_size
-
-
 def make_plan(options: TrainingOptions, num_samples: int, num_processes: int) -> Plan:
     """Resolve the options of batch, length and learning rate.
 
@@ -74,7 +53,7 @@ def make_plan(options: TrainingOptions, num_samples: int, num_processes: int) ->
     Raises:
         UserError: the global batch doesn't divide into equal batches.
     """
-    batch_size = per_process_batch(options, num_processes)
+    batch_size = options.samples_per_process(num_processes)
     global_batch = batch_size * num_processes * options.grad_accum
     epoch_steps = max(1, num_samples // global_batch)
     total = options.max_steps or math.ceil(options.epochs * num_samples / global_batch)

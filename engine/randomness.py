@@ -1,13 +1,61 @@
-"""What is random in a training step: dropout, and the proposals of two-stage detectors."""
+"""What is random in a training step, and how the same bits come out of it again."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
 
 import torch
 
 from data.stream import sample_seed
+from errors import UserError
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Put torch's generators of every device into the state of (seed, step, rank).
 
-    A resumed run then draws what the uninterrupted one would have drawn.
+    A resumed run then draws what the uninterrupted one would have drawn: dropout, and the proposals
+    of two-stage detectors.
     """
     torch.manual_seed(sample_seed(seed, step, rank))
+
+
+def set_deterministic(wanted: bool) -> None:
+    """Whether torch may only use algorithms that give the same bits at every run.
+
+    Call it before anything runs on a GPU: cuBLAS reads its setting once. On the CPU torch's
+    algorithms are deterministic anyway.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and finds bugs only
+
+
+@contextlib.contextmanager
+def naming_what_is_not_deterministic() -> Iterator[None]:
+    """Turn torch's refusal of an operation into a UserError that names the operation."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.match(r"(\S+) does not have a deterministic implementation", str(error))
+        if not found:
+            raise
+        raise UserError(
+            f"--deterministic: {found[1]} has no deterministic form on this device; choose another "
+            "model or loss, or leave the option out."
+        ) from None
+
+
+@contextlib.contextmanager
+def counting_freely() -> Iterator[None]:
+    """Inside, operations without a deterministic form are allowed.
+
+    Evaluation counts: whole numbers, whose sum has the same bits in any order.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -14,14 +14,14 @@ from engine.checkpoint import (
     recover,
 )
 from engine.collectives import from_main_process
-from engine.options import TrainingOptions
+from engine.options import CommonOptions
 from engine.run_folder import RunFolder, continues, default_path, differing_options
 from engine.state import Progress
 from errors import UserError
 
 
 def claim_folder(
-    accelerator: Accelerator, task_name: str, options: TrainingOptions
+    accelerator: Accelerator, task_name: str, options: CommonOptions
 ) -> tuple[RunFolder | None, Path]:
     """Take the run's folder (main process) and agree on its path (one collective).
 
@@ -40,7 +40,7 @@ def claim_folder(
     return folder, from_main_process(folder.path if folder else None)
 
 
-def find_checkpoint(accelerator: Accelerator, options: TrainingOptions, path: Path) -> Path | None:
+def find_checkpoint(accelerator: Accelerator, options: CommonOptions, path: Path) -> Path | None:
     """The checkpoint that ``--resume`` asks for, the same on every process (one collective)."""
     if options.resume == "never":
         return None
@@ -73,7 +73,7 @@ def _given_checkpoint(path: Path) -> Path:
     return path
 
 
-def read_checkpoint(path: Path, options: TrainingOptions, identity: dict[str, Any]) -> Checkpoint:
+def read_checkpoint(path: Path, options: CommonOptions, identity: dict[str, Any]) -> Checkpoint:
     """Read the checkpoint that a run continues.
 
     Raises:

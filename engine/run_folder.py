@@ -145,8 +145,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def _not_written(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"{path} could not be written ({error.strerror}); make room and start again, with "
-        "--resume auto where the script has it."
+        f"{path} could not be written ({error.strerror}); make room and run again "
+        "with --resume auto."
     )
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from engine.checkpoint import Checkpoint, save_checkpoint
-from engine.options import TrainingOptions
+from engine.options import CommonOptions
+from norm import average_running_stats
 
 
 @dataclass
@@ -27,6 +28,19 @@ class Progress:
     evaluated_step: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
+
+    def to_checkpoint(self, options: CommonOptions, identity: dict[str, Any]) -> dict[str, Any]:
+        """The content of a checkpoint's state.json."""
+        return asdict(self) | {
+            "samples": self.step * identity["global_batch_size"],
+            "options": asdict(options),
+            "identity": identity,
+        }
+
+    def restore(self, stored: dict[str, Any]) -> None:
+        """Take over what ``to_checkpoint`` made."""
+        for name in asdict(self):
+            setattr(self, name, stored[name])
 
 
 @dataclass
@@ -47,17 +61,30 @@ class State:
     scaler: torch.amp.GradScaler | None
     progress: Progress
 
-    def save(self, folder: Path, options: TrainingOptions, identity: dict[str, Any]) -> None:
-        """Write a checkpoint below ``folder`` and prune the older ones."""
+    @property
+    def model_to_use(self) -> nn.Module:
+        """The model that is evaluated, and saved as the best: the average if there is one."""
+        return self.ema.module if self.ema else self.model
+
+    def weights_to_use(self) -> dict[str, Tensor] | None:
+        """The state dict of ``model_to_use``, on the main process at least."""
+        return self.model_to_use.state_dict()
+
+    def save(self, folder: Path | None, options: CommonOptions, identity: dict[str, Any]) -> None:
+        """Write a checkpoint below ``folder`` (main process) and prune the older ones.
+
+        Plain BatchNorm's running statistics are averaged over the processes first (a collective).
+        """
+        average_running_stats(self.model)
+        if self.ema:
+            average_running_stats(self.ema.module)
+        if folder is None:
+            return
         optimizer = {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
         }
-        state = asdict(self.progress) | {
-            "samples": self.progress.step * identity["global_batch_size"],
-            "options": asdict(options),
-            "identity": identity,
-        }
+        state = self.progress.to_checkpoint(options, identity)
         ema = self.ema.module.state_dict() if self.ema else None
         checkpoint = Checkpoint(self.model.state_dict(), ema, optimizer, state)
         save_checkpoint(folder / "checkpoints", checkpoint, options.keep_checkpoints)
@@ -70,5 +97,4 @@ class State:
         self.optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
         if self.scaler and checkpoint.optimizer["scaler"]:
             self.scaler.load_state_dict(checkpoint.optimizer["scaler"])
-        for name in asdict(self.progress):
-            setattr(self.progress, name, checkpoint.state[name])
+        self.progress.restore(checkpoint.state)

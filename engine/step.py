@@ -11,7 +11,7 @@ from engine.collectives import sum_over_processes
 from engine.loss_buffer import StepSums
 from engine.options import TrainingOptions
 from engine.plan import Plan
-from engine.randomness import seed_step
+from engine.randomness import naming_what_is_not_deterministic, seed_step
 from engine.state import State
 from engine.task import Batch, Losses, Task
 from errors import UserError
@@ -115,8 +115,15 @@ class OptimizerStep:
         return {"images": self.images, **dict(zip(own[0], sum_over_processes(sums), strict=True))}
 
     def _forward_backward(self, batch: Batch, denominators: dict[str, Tensor]) -> Losses:
+        with naming_what_is_not_deterministic():
+            losses = self._losses(batch, denominators)
+            # DDP averages the gradients of the processes; their shares must be added.
+            self.accelerator.backward(sum(losses.parts.values()) * self.plan.num_processes)
+        return losses
+
+    def _losses(self, batch: Batch, denominators: dict[str, Tensor]) -> Losses:
         try:
-            losses = self.task.losses(self.model, batch, denominators)
+            return self.task.losses(self.model, batch, denominators)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -125,6 +132,3 @@ class OptimizerStep:
                 "larger --batch_size, larger images, --norm sync_bn on several processes, or "
                 "--norm group_norm."
             ) from None
-        # DDP averages the gradients of the processes; their shares must be added.
-        self.accelerator.backward(sum(losses.parts.values()) * self.plan.num_processes)
-        return losses

@@ -3,10 +3,10 @@
 A layer keeps the name of its group and not the ProcessGroup object, which can be neither copied nor
 pickled.
 
-Compiled code calls torch's functional collectives, which ``torch.compile`` can trace; eager code
-doesn't, because they take longer and torch 2.15's corrupted the heap now and then on gloo (glibc
-aborts with "malloc(): unaligned tcache chunk detected"). Both call the same collective of the
-process group: a rank whose compiler gives up meets the others' in the same place.
+Compiled code makes the same calls as eager code, as two operators that ``torch.compile`` takes as
+they are: a rank whose compiler gives up meets the others in the same collectives. torch's
+functional collectives can be traced too, but on gloo those of torch 2.14 and 2.15 corrupted the
+heap now and then on a busy machine ("malloc(): unaligned tcache chunk detected").
 
 Processes on one host that run eagerly on the CPU can use a quicker exchange: ``exchange_locally``.
 """
@@ -37,8 +37,9 @@ _local: LocalExchange | None = None
 def exchange_locally(wanted: bool = True) -> bool:
     """Gather eager CPU rows over all ranks directly from process to process, if that is possible.
 
-    The result of a collective is the same to the bit. Not for compiled models: where the compiler
-    gives up on one rank alone, that rank would wait for the others in another place than they.
+    The result of a collective is the same to the bit. Not for compiled models, whose layers have no
+    number: where the compiler gives up on one rank alone, that rank would seem to be at another
+    layer than the others, and raise.
 
     Two collectives; every rank has to make the call. Returns whether it is possible.
     """
@@ -76,19 +77,15 @@ def find_group(name: str | None) -> Group | None:
 
 def gather(row: Tensor, group: Group) -> Tensor:
     """Every rank's ``row``, (K,), as one (ranks, K) tensor. One collective."""
-    row = row.contiguous()
-    if row.device.type == "cuda" and _goes_by_gloo(group.name):
-        flat = gather_by_sum(row, group)
-    elif torch.compiler.is_compiling():
-        ops = torch.ops._c10d_functional
-        # On gloo the gathered tensor comes flat, on NCCL by rows.
-        flat = ops.wait_tensor(ops.all_gather_into_tensor(row, group.size, group.name))
-    else:
-        ranks = process_group(group.name)
-        if _local is not None and _local.takes(row, ranks):
-            return _local.gather(row, group.layer)
-        flat = row.new_empty(group.size * row.numel())
-        _all_gather(flat, row, ranks)
+    if torch.compiler.is_compiling():
+        return _gather_operator(row, group.name, group.size)
+    row, ranks = row.contiguous(), process_group(group.name)
+    if _local is not None and _local.takes(row, ranks):
+        return _local.gather(row, group.layer)
+    if row.device.type == "cuda" and _is_gloo(ranks):
+        return gather_by_sum(row, group)
+    flat = row.new_empty(group.size * row.numel())
+    _all_gather(flat, row, ranks)
     return flat.view(group.size, -1)
 
 
@@ -96,40 +93,54 @@ def sum_over_ranks(vector: Tensor, group: Group) -> Tensor:
     """The sum of every rank's ``vector``, bit-identical on all ranks. One collective."""
     if vector.device.type == "cpu" and group.size <= GLOO_GATHER_RANKS:
         return gather(vector, group).sum(0)
-    return _all_reduce(vector, group)
+    return _all_reduce(vector, group.name)
 
 
 def gather_by_sum(row: Tensor, group: Group) -> Tensor:
-    """``gather``, flat: gloo sums CUDA tensors in all versions, and gathers them in some."""
-    before = _rank(group.name) * row.numel()
+    """``gather`` for CUDA tensors on gloo, which sums them in all versions and gathers in some."""
+    before = dist.get_rank(process_group(group.name)) * row.numel()
     after = (group.size - 1) * row.numel() - before
-    return _all_reduce(functional.pad(row, (before, after)), group)
+    return _all_reduce(functional.pad(row, (before, after)), group.name).view(group.size, -1)
 
 
-def _all_reduce(tensor: Tensor, group: Group) -> Tensor:
+def _all_reduce(tensor: Tensor, name: str) -> Tensor:
     if torch.compiler.is_compiling():
-        ops = torch.ops._c10d_functional
-        return ops.wait_tensor(ops.all_reduce(tensor.contiguous(), "sum", group.name))
-    total = tensor.clone()
-    dist.all_reduce(total, group=process_group(group.name))
+        return _all_reduce_operator(tensor, name)
+    total = tensor.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=process_group(name))
     return total
 
 
-# torch.compile can't trace what is asked of a process group, and takes the answers as constants.
+# By the folder's name: two copies of it may be imported into one process.
+_NAMESPACE = __package__.replace(".", "_")
 
 
-@torch.compiler.assume_constant_result
-def _goes_by_gloo(name: str) -> bool:
-    """Whether the group exchanges CUDA tensors by gloo: several ranks on one GPU do."""
-    return process_group(name)._get_backend(torch.device("cuda")).name() == "gloo"
+@torch.library.custom_op(f"{_NAMESPACE}::gather", mutates_args=())
+def _gather_operator(row: Tensor, name: str, size: int) -> Tensor:
+    return gather(row, Group(name, size))
 
 
-@torch.compiler.assume_constant_result
-def _rank(name: str) -> int:
-    return dist.get_rank(process_group(name))
+@_gather_operator.register_fake
+def _(row: Tensor, name: str, size: int) -> Tensor:
+    return row.new_empty(size, row.numel())
 
 
-@torch.compiler.assume_constant_result
+@torch.library.custom_op(f"{_NAMESPACE}::all_reduce", mutates_args=())
+def _all_reduce_operator(tensor: Tensor, name: str) -> Tensor:
+    return _all_reduce(tensor, name)
+
+
+@_all_reduce_operator.register_fake
+def _(tensor: Tensor, name: str) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _is_gloo(group: dist.ProcessGroup) -> bool:
+    """Whether CUDA tensors go by gloo, as between several ranks on one GPU."""
+    return group._get_backend(torch.device("cuda")).name() == "gloo"
+
+
+@torch.compiler.assume_constant_result  # which torch.compile can't trace
 def _size(name: str) -> int:
     return dist.get_world_size(process_group(name))
 

@@ -1,12 +1,12 @@
-"""Batches for a pipeline, whose first stage takes pictures and whose last stage takes labels.
+"""Batches for a pipeline, whose first stage takes images and whose last stage takes labels.
 
-Every process knows from (seed, step) which samples are meant, so labels need not travel through the
-pipeline; they are read without decoding their pictures.
+Every process knows from (seed, step) which samples a step takes, so labels need not travel through
+the pipeline; they are read without decoding their images.
 """
 
 from collections.abc import Iterator
-from itertools import islice
-from typing import Any, NamedTuple
+from itertools import islice, repeat
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,26 +14,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.stream import RankBatches, RankShard, SampleKey, SampleStream
+from engine.loaders import Loading, make_loader, started
+from pipeline.schedule import Place
 
-
-class Share(NamedTuple):
-    """Which part of every batch a process needs.
-
-    Attributes:
-        replica: the number of its pipeline.
-        replicas: how many pipelines there are.
-        batch_size: samples per batch of a pipeline.
-        microbatches: parts of a batch that pass through the pipeline one after the other.
-        pictures: whether it takes the pictures.
-        labels: whether it takes the labels.
-    """
-
-    replica: int
-    replicas: int
-    batch_size: int
-    microbatches: int
-    pictures: bool
-    labels: bool
+Batch = tuple[Tensor | None, Tensor | None]
 
 
 class PipelineKeys(Sampler[list[SampleKey]]):
@@ -45,101 +29,94 @@ class PipelineKeys(Sampler[list[SampleKey]]):
 
     Args:
         stream: the stream of samples.
-        share: this process's part.
-        steps: number of batches.
+        place: of this process.
+        batch_size: samples of a step, over all pipelines.
+        microbatches: parts of a pipeline's batch.
+        start: steps already done.
+        stop: the last step.
     """
 
-    def __init__(self, stream: SampleStream, share: Share, steps: int) -> None:
-        self.microbatches, self.steps = share.microbatches, steps
-        self.parts = RankBatches(
-            stream,
-            share.batch_size // share.microbatches,
-            share.replica,
-            share.replicas,
-            start=0,
-            stop=steps * share.batch_size * share.replicas,
-        )
+    def __init__(
+        self,
+        stream: SampleStream,
+        place: Place,
+        batch_size: int,
+        microbatches: int,
+        start: int,
+        stop: int,
+    ) -> None:
+        self.microbatches, self.size = microbatches, batch_size // place.replicas
+        part = self.size // microbatches
+        ends = start * batch_size, stop * batch_size
+        self.parts = RankBatches(stream, part, place.replica, place.replicas, *ends)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         parts = iter(self.parts)
-        for _ in range(self.steps):
-            yield [key for part in islice(parts, self.microbatches) for key in part]
+        while keys := [key for part in islice(parts, self.microbatches) for key in part]:
+            yield keys
 
     def __len__(self) -> int:
-        return self.steps
-
-
-Batch = tuple[Tensor | None, Tensor | None]
+        return len(self.parts) // self.microbatches
 
 
 class PipelineBatches:
-    """Batches of (pictures, labels), either of them None where the process doesn't take it.
+    """Batches of (images, labels), either of them None where the process doesn't take it.
 
-    The pictures' workers start with the object.
+    The workers that load images start with the object, on the first stage only.
 
     Args:
-        train: training samples of one size, keys as in data/stream.py.
-        train_labels: (N,) their classes.
+        train: training samples of one size, by ``SampleKey``.
+        train_labels: int64 (N,), their classes.
+        keys: of this pipeline's training batches.
         val: the validation samples.
-        val_labels: their classes.
-        share: this process's part.
-        seed: of the order.
-        steps: training batches in all.
-        num_workers: of each of the two loaders.
-        pin_memory: whether batches are loaded into memory that a GPU can read.
+        val_labels: int64 (M,), their classes.
+        place: of this process.
+        loading: how images are loaded.
     """
 
     def __init__(
         self,
         train: Dataset,
         train_labels: Tensor,
+        keys: PipelineKeys,
         val: Dataset,
         val_labels: Tensor,
-        share: Share,
-        seed: int,
-        steps: int,
-        num_workers: int,
-        pin_memory: bool,
+        place: Place,
+        loading: Loading,
     ) -> None:
-        self.train_labels, self.val_labels, self.share = train_labels, val_labels, share
-        self.train_keys = PipelineKeys(SampleStream(len(train_labels), seed), share, steps)
-        self.val_keys = RankShard(len(val_labels), share.replica, share.replicas)
-        if not share.pictures:
-            return
-        workers: dict[str, Any] = {"collate_fn": _stack, "num_workers": num_workers}
-        workers |= {"pin_memory": pin_memory, "persistent_workers": num_workers > 0}
-        # Forked even where Python by default no longer does (3.14), but not while training runs.
-        workers["multiprocessing_context"] = "fork" if num_workers else None
-        self._train_pictures = iter(DataLoader(train, batch_sampler=self.train_keys, **workers))
-        size = {"sampler": self.val_keys, "batch_size": share.batch_size}
-        self._val_loader = DataLoader(val, **size, **workers)
-        if num_workers:
-            iter(self._val_loader)
+        self.train_labels, self.val_labels = train_labels, val_labels
+        self.keys, self.has_labels = keys, place.is_last
+        self.shard = RankShard(len(val_labels), place.replica, place.replicas)
+        self._train_images = self._val_loader = None
+        if place.is_first:
+            self._train_images = iter(make_loader(train, _stack, loading, batch_sampler=keys))
+            batches = {"sampler": self.shard, "batch_size": keys.size}
+            self._val_loader = started(make_loader(val, _stack, loading, **batches))
 
     def train(self) -> Iterator[Batch]:
         """The training batches: uint8 (B, 3, H, W) and int64 (B,)."""
-        for keys in self.train_keys:
+        for keys, images in zip(self.keys, self._train_images or repeat(None), strict=False):
             labels = self.train_labels[[key.index for key in keys]]
-            yield (
-                next(self._train_pictures) if self.share.pictures else None,
-                labels if self.share.labels else None,
-            )
+            yield images, labels if self.has_labels else None
 
     def validation(self) -> Iterator[Batch]:
         """This pipeline's share of the validation data; every sample is in one pipeline's share.
 
-        A pipeline takes batches of one size only, so the last one is filled up with black pictures.
-        They have no labels: the last batch has fewer labels than pictures.
+        A pipeline takes batches of one size only, so the last one is filled up with black images.
+        They have no labels: the last batch has fewer labels than images.
         """
-        pictures = iter(self._val_loader) if self.share.pictures else None
-        mine, size = list(self.val_keys.indices), self.share.batch_size
-        for first in range(0, len(mine), size):
-            labels, images = self.val_labels[mine[first : first + size]], None
-            if pictures is not None:
-                images = next(pictures)
-                missing = size - len(images)
-                images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing))
-            yield images, labels if self.share.labels else None
+        loaded = iter(self._val_loader) if self._val_loader else repeat(None)
+        mine, size = list(self.shard.indices), self.keys.size
+        for first, images in zip(range(0, len(mine), size), loaded, strict=False):
+            if images is not None:
+                images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, size - len(images)))
+            labels = self.val_labels[mine[first : first + size]]
+            yield images, labels if self.has_labels else None
+
+    @property
+    def loaders(self) -> tuple[Iterator | DataLoader | None, ...]:
+        """The loaders, whose workers the caller stops."""
+        return self._train_images, self._val_loader
 
 
 def _stack(samples: list[dict[str, Any]]) -> Tensor:

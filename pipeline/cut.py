@@ -1,13 +1,15 @@
 """Networks cut into stages: the sequence of a network's layers, what each costs, where to cut.
 
-A stage is an `nn.Module` of its own that keeps its layers' names, so that the state dicts of all
+A stage is an ``nn.Module`` of its own that keeps its layers' names, so that the state dicts of all
 stages together are that of the uncut network.
 """
 
 import copy
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +36,8 @@ class Cost(NamedTuple):
     """What a unit costs.
 
     Attributes:
-        parameters: numbers that are trained.
-        compute: floating-point operations of one sample's forward.
+        parameters: how many numbers are trained.
+        compute: floating-point operations of one sample's forward pass.
         shape: of one sample's output.
     """
 
@@ -52,12 +54,11 @@ class GlobalMean(nn.Module):
         return x.mean(dim=tuple(range(2, x.ndim)))
 
 
-def units_of(model: nn.Module, name: str = "This network") -> list[Unit]:
-    """The network as units, which applied one after the other are its forward.
+def units_of(model: nn.Module) -> list[Unit]:
+    """The network as units, which applied one after the other are its forward pass.
 
     Args:
         model: torchvision's ResNet, of any depth and width, or SyncBNNet.
-        name: what a message calls it.
 
     Raises:
         UserError: any other network.
@@ -74,8 +75,8 @@ def units_of(model: nn.Module, name: str = "This network") -> list[Unit]:
         head = "head"
     else:
         raise UserError(
-            f"{name} can't be cut into stages: choose --model resnet18, resnet34, resnet50 or "
-            "another of torchvision's ResNets, or syncbnnet, _s, _m or _l."
+            f"{type(model).__name__} can't be cut into stages: choose --model resnet18, resnet34, "
+            "resnet50 or another of torchvision's ResNets, or syncbnnet, _s, _m or _l."
         )
     units = [Unit(stem[0], {name: model.get_submodule(name) for name in stem})]
     for stage in blocks:
@@ -88,7 +89,7 @@ def units_of(model: nn.Module, name: str = "This network") -> list[Unit]:
 
 
 def costs_of(units: Sequence[Unit], image_size: tuple[int, int]) -> list[Cost]:
-    """What each unit costs for pictures (3, *image_size); computes shapes and no values."""
+    """What each unit costs for images (3, *image_size); computes shapes and no values."""
     x, costs = torch.empty(1, 3, *image_size, device="meta"), []
     for unit in units:
         layers = nn.Sequential(*unit.layers.values())
@@ -106,14 +107,14 @@ def cut_at(units: Sequence[Unit], names: Sequence[str]) -> list[int]:
 
     Args:
         units: of the network.
-        names: a layer ("layer3.1") or a stage of the network, which stands for its first layer
-            ("layer3"), in the network's order.
+        names: of layers ("layer3.1"), or of groups of layers ("layer3"), each of which stands for
+            its first layer; in the network's order.
 
     Returns:
         The index of each stage's first unit; the first is 0.
 
     Raises:
-        UserError: there is no such layer, or the order is another.
+        UserError: there is no such layer, or they aren't in the network's order.
     """
     places = {unit.name: index for index, unit in enumerate(units) if index}
     places |= {name.removesuffix(".0"): index for name, index in places.items()}
@@ -133,10 +134,10 @@ def cut_at(units: Sequence[Unit], names: Sequence[str]) -> list[int]:
 
 
 def cut_evenly(weights: Sequence[int], stages: int) -> list[int]:
-    """Where each stage begins, for the heaviest stage to be as light as it can be.
+    """Where each stage begins if the heaviest stage is as light as possible.
 
     Args:
-        weights: of the units.
+        weights: what each unit costs.
         stages: how many stages, each of at least one unit.
 
     Returns:
@@ -151,43 +152,119 @@ def cut_evenly(weights: Sequence[int], stages: int) -> list[int]:
             f"A network of {count} pieces can't be cut into {stages} stages: use at most "
             f"{count} stages, or a deeper --model."
         )
-    # best[i]: the heaviest stage's weight and the starts, if units i.. make up so many stages.
-    best = {first: (sum(weights[first:]), [first]) for first in range(count)}
-    for _ in range(stages - 1):
-        best = {
-            first: min(
-                (max(sum(weights[first:second]), best[second][0]), [first, *best[second][1]])
-                for second in range(first + 1, count)
-                if second in best
+
+    @functools.cache
+    def best(first: int, stages: int) -> tuple[int, list[int]]:
+        """The heaviest stage's weight, and the starts, of the units from ``first`` on."""
+        if stages == 1:
+            return sum(weights[first:]), [first]
+        rests = [
+            (second, best(second, stages - 1)) for second in range(first + 1, count - stages + 2)
+        ]
+        return min(
+            (max(sum(weights[first:second]), heaviest), [first, *starts])
+            for second, (heaviest, starts) in rests
+        )
+
+    return best(0, stages)[1]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A network's stages, without their layers.
+
+    Attributes:
+        names: of the units.
+        costs: of the units.
+        starts: each stage's first unit.
+        image_size: height and width of the network's input.
+        balanced: "parameters" or "compute", of which the stages have equal shares as far as whole
+            units allow; None if the cuts were given by name.
+    """
+
+    names: list[str]
+    costs: list[Cost]
+    starts: list[int]
+    image_size: tuple[int, int]
+    balanced: Literal["parameters", "compute"] | None
+
+    def units(self, stage: int) -> slice:
+        """The units of a stage."""
+        return slice(self.starts[stage], [*self.starts, len(self.names)][stage + 1])
+
+    def shapes(self, stage: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shape of one sample as a stage takes it, and as the stage returns it."""
+        part = self.units(stage)
+        before = self.costs[part.start - 1].shape if stage else (3, *self.image_size)
+        return before, self.costs[part.stop - 1].shape
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Each stage's first and last unit, and its shares of parameters and computation."""
+        parameters, compute, _ = map(list, zip(*self.costs, strict=True))
+        parts = [self.units(stage) for stage in range(len(self.starts))]
+        return [
+            {
+                "first": self.names[part.start],
+                "last": self.names[part.stop - 1],
+                "parameters": sum(parameters[part]) / sum(parameters),
+                "compute": sum(compute[part]) / sum(compute),
+            }
+            for part in parts
+        ]
+
+    def lines(self) -> list[str]:
+        """The stages in a sentence each, and advice where most of them would wait for one."""
+        described = self.describe()
+        lines = [
+            f"Stage {number} of {len(described)}: "
+            f"{' to '.join(dict.fromkeys((each['first'], each['last'])))}, "
+            f"{each['parameters']:.0%} of the parameters, {each['compute']:.0%} of the computation."
+            for number, each in enumerate(described, start=1)
+        ]
+        largest = max(each["compute"] for each in described)
+        if self.balanced == "parameters" and largest * len(described) > 1.5:
+            lines.append(
+                f"One stage has {largest:.0%} of the computation, and the others wait for it: "
+                "--balance compute divides the computation evenly instead of the parameters."
             )
-            for first in range(count)
-            if any(second in best for second in range(first + 1, count))
-        }
-    return best[0][1]
+        return lines
 
 
-def describe(
-    units: Sequence[Unit], costs: Sequence[Cost], parts: Sequence[slice]
-) -> list[dict[str, Any]]:
-    """Where each stage begins and ends, and its shares of parameters and computation."""
-    total = [sum(column) for column in list(zip(*costs, strict=True))[:2]]
-    return [
-        {
-            "first": units[part][0].name,
-            "last": units[part][-1].name,
-            "parameters": sum(cost.parameters for cost in costs[part]) / total[0],
-            "compute": sum(cost.compute for cost in costs[part]) / total[1],
-        }
-        for part in parts
-    ]
+def cut_network(
+    model: nn.Module,
+    image_size: tuple[int, int],
+    stages: int,
+    balance: Literal["parameters", "compute"] = "parameters",
+    cuts: Sequence[str] = (),
+) -> Cut:
+    """Choose where to cut a network.
+
+    Args:
+        model: the network.
+        image_size: height and width of its input.
+        stages: how many, where ``cuts`` is empty.
+        balance: what the stages get equal shares of, where ``cuts`` is empty.
+        cuts: the layers before which to cut, as ``cut_at`` takes them.
+
+    Raises:
+        UserError: a network that can't be cut, or not so.
+    """
+    units = units_of(model)
+    costs = costs_of(units, image_size)
+    if cuts:
+        starts = cut_at(units, cuts)
+    else:
+        starts = cut_evenly([getattr(cost, balance) for cost in costs], stages)
+    names = [unit.name for unit in units]
+    return Cut(names, costs, starts, image_size, None if cuts else balance)
 
 
 class Stage(nn.Module):
-    """Some consecutive units of a network, under the names that they have in it.
+    """Consecutive units of a network, under the names that they have in it.
 
     Args:
         units: of this stage.
-        compute_dtype: bfloat16 for mixed precision (autocast), in which the outputs are, too.
+        compute_dtype: bfloat16 for mixed precision (autocast), which is also the output's dtype.
     """
 
     def __init__(self, units: Sequence[Unit], compute_dtype: torch.dtype | None = None) -> None:

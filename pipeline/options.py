@@ -1,9 +1,15 @@
 """The options of ``train_pipeline.py``."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from engine.options import CommonOptions, option
+from engine.options import (
+    CommonOptions,
+    data_option,
+    length_option,
+    model_option,
+    optimisation_option,
+)
 from errors import UserError
 
 
@@ -11,58 +17,44 @@ from errors import UserError
 class PipelineOptions(CommonOptions):
     """Options of a network cut over several devices, beside those of every script."""
 
-    image_column: str = option("image", "name of the image column", "data", datasets=("hub",))
-    label_column: str = option("label", "name of the label column", "data", datasets=("hub",))
-    model: str = option(
-        "resnet50", "one of torchvision's ResNets, or syncbnnet, _s, _m, _l", "model"
-    )
-    weights: str = option("none", "none, default (pretrained, downloaded) or a file", "model")
-    image_size: int = option(64, "height and width of the images", "model", at_least=16)
-    stages: int = option(
+    image_column: str = data_option("image", "name of the image column", datasets=("hub",))
+    label_column: str = data_option("label", "name of the label column", datasets=("hub",))
+    model: str = model_option("resnet50", "one of torchvision's ResNets, or syncbnnet, _s, _m, _l")
+    weights: str = model_option("none", "none, default (pretrained, downloaded) or a file")
+    image_size: int = model_option(64, "height and width of the images", at_least=16)
+    stages: int = model_option(
         0,
         "stages of a pipeline (0: as --split_at says, or one per process)",
-        "model",
         at_least=0,
+        resume="free",
     )
-    split_at: str | list[str] | None = option(
+    split_at: str | list[str] | None = model_option(
         None,
         "layers before which to cut, e.g. layer3 or layer2,layer4 (default: by --balance)",
-        "model",
+        resume="free",
     )
-    balance: Literal["parameters", "compute"] = option(
+    balance: Literal["parameters", "compute"] = model_option(
         "parameters",
         "what the stages get equal shares of, as far as whole blocks allow",
-        "model",
+        resume="free",
     )
-    batch_size: int = option(
-        32, "samples per optimizer step, over all processes", "batch and length", at_least=1
+    batch_size: int = length_option(
+        32, "samples per optimizer step, over all processes", at_least=1
     )
-    microbatches: int = option(
-        4,
-        "parts of a pipeline's batch that follow one another (1: naive)",
-        "batch and length",
-        at_least=1,
+    microbatches: int = length_option(
+        4, "parts of a pipeline's batch that follow one another (1: naive)", at_least=1
     )
-    schedule: Literal["gpipe", "1f1b"] = option(
+    schedule: Literal["gpipe", "1f1b"] = length_option(
         "gpipe",
         "all forwards first, or each backward as soon as it can: less memory",
-        "batch and length",
+        resume="free",
     )
-    lr: float = option(
-        0.02,
-        "learning rate at the start; falls to 0 along half a cosine",
-        "optimisation",
-        at_least=0,
+    lr: float = optimisation_option(
+        0.02, "learning rate at the start; falls to 0 along half a cosine", at_least=0
     )
-    weight_decay: float = option(
-        1e-4, "weight decay, not of norm layers and biases", "optimisation", at_least=0
+    weight_decay: float = optimisation_option(
+        1e-4, "weight decay, not of norm layers and biases", at_least=0
     )
-
-    # What the launch and the report ask every script for.
-    sync_bn_impl: ClassVar[str] = "own"
-    eval_only: ClassVar[bool] = False
-    check_data: ClassVar[bool] = False
-    global_batch_size: ClassVar[int] = 0
 
     def check(self) -> None:
         """Refuse values out of range."""
@@ -72,6 +64,46 @@ class PipelineOptions(CommonOptions):
                 f"--split_at {','.join(self.cuts)} makes {len(self.cuts) + 1} stages, not "
                 f"{self.stages}: leave --stages out."
             )
+
+    def check_launch(self, processes: int, on_cpu: bool, precision: str) -> None:
+        """Refuse processes or samples that don't divide, and fp16."""
+        super().check_launch(processes, on_cpu, precision)
+        if precision not in ("no", "bf16"):
+            raise UserError(
+                f"Mixed precision {precision} needs one loss scale for all stages, which this "
+                "script doesn't have; launch with --mixed_precision no or bf16."
+            )
+        stages = self.count_stages(processes)
+        if processes % stages:
+            raise UserError(
+                f"{processes} process{'es' if processes > 1 else ''} can't form pipelines of "
+                f"{stages} stages: launch {stages} or a multiple, as torchrun --nproc_per_node="
+                f"{stages} or accelerate launch --num_processes {stages}, or give another --stages."
+            )
+        replicas = processes // stages
+        parts = replicas * self.microbatches
+        if self.batch_size % parts:
+            below = self.batch_size // parts * parts
+            near = f"{below} or {below + parts}" if below else f"{parts}"
+            raise UserError(
+                f"--batch_size {self.batch_size} does not divide into {replicas} pipeline"
+                f"{'s' if replicas > 1 else ''} x {self.microbatches} micro-batches; use {near}."
+            )
+        if self.schedule == "1f1b" and self.microbatches < stages:
+            raise UserError(
+                f"--schedule 1f1b needs as many micro-batches as stages, and --microbatches is "
+                f"{self.microbatches} for {stages} stages: use --microbatches {stages} or more, or "
+                "--schedule gpipe."
+            )
+
+    def count_stages(self, processes: int) -> int:
+        """Stages per pipeline, in a job of so many processes."""
+        return self.stages or (len(self.cuts) + 1 if self.cuts else processes)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.image_size, self.image_size
 
     @property
     def cuts(self) -> list[str]:

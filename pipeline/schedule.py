@@ -1,8 +1,8 @@
-"""Pipeline parallelism: one stage of a network per process, micro-batches on their way through.
+"""Pipeline parallelism: each process holds one stage, and micro-batches pass from one to the next.
 
 The processes form a table of stages x replicas, rank = stage * replicas + replica. A column is a
-pipeline; a row holds the copies of one stage, which have consecutive ranks, so that the gradients
-and batch statistics that they exchange stay within a machine where they can.
+pipeline. A row holds the copies of one stage, whose ranks are consecutive, so that the gradients
+and batch statistics that they exchange stay within a machine where possible.
 
 The schedules are torch's: GPipe (Huang et al., 2019, arXiv:1811.06965) and 1F1B (Narayanan et al.,
 2019, PipeDream, and 2021, arXiv:2104.04473).
@@ -49,7 +49,7 @@ class Place(NamedTuple):
 
     @property
     def is_first(self) -> bool:
-        """Whether this process has the first stage, which takes the pictures."""
+        """Whether this process has the first stage, which takes the images."""
         return self.stage == 0
 
     @property
@@ -61,8 +61,11 @@ class Place(NamedTuple):
 def take_place(stages: int, device: torch.device) -> Place:
     """Arrange all processes in pipelines of so many stages (a collective).
 
-    The number of processes must be a multiple of ``stages``. Without torch.distributed this process
-    becomes a group of one.
+    Without torch.distributed this process becomes a group of one.
+
+    Args:
+        stages: stages of a pipeline; the number of processes must be a multiple.
+        device: of this process.
     """
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -86,8 +89,8 @@ class Times(NamedTuple):
     """Times of a process's steps, in seconds.
 
     Attributes:
-        busy: its stage computed, forward or backward.
-        lasted: from the first forward's start to the last backward's end, as this process saw it.
+        busy: the time in which its stage computed, forward or backward.
+        lasted: the time from the first forward pass to the end of the last backward pass.
     """
 
     busy: float
@@ -95,7 +98,7 @@ class Times(NamedTuple):
 
 
 class Clock:
-    """Adds up the time of spans: on the host, or on a CUDA device as it gets to them."""
+    """Adds up spans of time, on the host or, with CUDA, on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -116,7 +119,7 @@ class Clock:
         return event
 
     def take(self) -> float:
-        """Seconds counted since the last call; waits for the device."""
+        """Seconds counted since the last call (a device sync)."""
         spans, self._spans = self._spans, []
         if self.device.type != "cuda":
             return sum(end - start for start, end in spans)
@@ -125,19 +128,19 @@ class Clock:
 
 
 class TimedStage(PipelineStage):
-    """A stage that counts the time of its forwards and backwards, without that of its messages."""
+    """A stage that counts the time of its forward and backward passes, without its messages."""
 
     def __init__(self, module: nn.Module, place: Place, device: torch.device, **shapes: Any):
         super().__init__(module, place.stage, place.stages, device, group=place.pipeline, **shapes)
         self.busy = Clock(device)
 
     def forward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
-        """One micro-batch forward, its input having arrived."""
+        """The forward pass of one micro-batch, whose input has arrived."""
         with self.busy.span():
             return super().forward_one_chunk(*args, **kwargs)
 
     def backward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
-        """One micro-batch backward, its gradient having arrived."""
+        """The backward pass of one micro-batch, whose gradient has arrived."""
         with self.busy.span():
             return super().backward_one_chunk(*args, **kwargs)
 
@@ -145,7 +148,7 @@ class TimedStage(PipelineStage):
 class Pipeline:
     """This process's stage, run together with the others of its pipeline.
 
-    All processes of a pipeline have to make the same calls.
+    All processes of a pipeline must make the same calls.
 
     Args:
         module: the stage, on its device.
@@ -171,17 +174,17 @@ class Pipeline:
     ) -> None:
         self.module, self.place = module, place
         if place.stages > 1:
-            # A group's first NCCL operation has to be one of all its processes.
+            # The first NCCL operation of a group must be one of all its processes.
             dist.all_reduce(torch.zeros(1, device=device), group=place.pipeline)
-        # Given the shapes, torch makes no trial forward on made-up pictures, in which BatchNorm's
-        # running statistics would follow them in some of torch's versions.
+        # Given the shapes, torch makes no trial forward pass, which in some of its versions would
+        # update BatchNorm's running statistics from made-up images.
         shapes = {
             name: torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
             for name, shape in (("input_args", input_shape), ("output_args", output_shape))
         }
         self._stage = TimedStage(module, place, device, **shapes)
         self._train = SCHEDULES[schedule](self._stage, microbatches, loss_fn=_mean_loss)
-        # Another one without backward, since a schedule's buffers are made for one of the two.
+        # A schedule's buffers are made either for training or for evaluation.
         untimed = PipelineStage(
             module, place.stage, place.stages, device, group=place.pipeline, **shapes
         )
@@ -190,14 +193,16 @@ class Pipeline:
         self._wall = Clock(device)
 
     def step(self, images: Tensor | None, labels: Tensor | None) -> Tensor | None:
-        """Forward and backward of one batch; leaves the gradient of the global batch's mean loss.
+        """Forward and backward pass of one batch.
+
+        Leaves the gradient of the mean loss over the global batch in the parameters.
 
         Args:
-            images: this pipeline's pictures, on the first stage.
-            labels: their classes, on the last stage.
+            images: float (B, 3, H, W), this pipeline's images; None but on the first stage.
+            labels: int64 (B,), their classes; None but on the last stage.
 
         Returns:
-            On the last stage the mean cross entropy over this pipeline's batch.
+            A scalar, the mean cross entropy over this pipeline's batch; None but on the last stage.
         """
         self.module.train()
         losses: list[Tensor] = []
@@ -205,13 +210,20 @@ class Pipeline:
             inputs = (images.to(self._dtype),) if self.place.is_first else ()
             target = labels if self.place.is_last else None
             self._train.step(*inputs, target=target, losses=losses)
-        # The later stages are done first and do this while the earlier ones still compute.
+        # The later stages finish first and do this while the earlier ones still compute.
         self._average_gradients()
         return torch.stack(losses).detach().mean() if self.place.is_last else None
 
     @torch.no_grad()
     def predict(self, images: Tensor | None) -> Tensor | None:
-        """Logits of one batch in evaluation mode, on the last stage; as many pictures as a step."""
+        """Logits of one batch in evaluation mode.
+
+        Args:
+            images: float (B, 3, H, W), as many as in a step; None but on the first stage.
+
+        Returns:
+            (B, K); None but on the last stage.
+        """
         self.module.eval()
         return self._eval.step(*((images.to(self._dtype),) if self.place.is_first else ()))
 
@@ -224,7 +236,7 @@ class Pipeline:
         vector_to_parameters(flat.div_(self.place.replicas), gradients)
 
     def take_times(self) -> Times:
-        """The times since the last call; waits for the device."""
+        """The times since the last call (a device sync)."""
         return Times(self._stage.busy.take(), self._wall.take())
 
 
@@ -238,7 +250,7 @@ def measured_bubble(times: Times, place: Place, device: torch.device) -> float |
     """The share of a step in which the stages stand idle (a collective of all processes).
 
     1 - (sum of all stages' busy time) / (stages * time of the step), over all pipelines. The time
-    of a step is the first stage's, which begins it and ends it: loading, the averaging of gradients
+    of a step is the first stage's, which begins and ends it. Loading, the averaging of gradients
     and the optimizer are not in it. None if there was no step.
     """
     available = place.stages * times.lasted if place.is_first else 0.0
@@ -248,21 +260,19 @@ def measured_bubble(times: Times, place: Place, device: torch.device) -> float |
 
 
 def ideal_bubble(stages: int, microbatches: int) -> float:
-    """The share of a step in which stages of equal cost stand idle: (p - 1) / (m + p - 1)."""
+    """The share of a step in which p stages of equal cost stand idle: (p - 1) / (m + p - 1)."""
     return (stages - 1) / (microbatches + stages - 1)
 
 
-def gather_weights(module: nn.Module, place: Place) -> dict[str, Tensor] | None:
-    """The state dict of the uncut network, in CPU memory, on the main process; else None.
+def gather_parts(mine: dict[str, Tensor], place: Place) -> dict[str, Tensor] | None:
+    """The tensors of all stages, by name and in CPU memory, on the main process; else None.
 
-    A collective of the first pipeline; the others, whose weights are the same, pass through.
+    A collective of the first pipeline; the others, whose tensors are the same, pass through.
     """
     if place.replica != 0:
         return None
-    mine = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    mine = {name: tensor.detach().cpu() for name, tensor in mine.items()}
     parts: list[Any] | None = [None] * place.stages if place.is_first else None
     # Not over the devices' own group, whose messages would need room on the first device.
     dist.gather_object(mine, parts, dst=0, group=place.on_host)
-    if parts is None:
-        return None
-    return {name: tensor for part in parts for name, tensor in part.items()}
+    return parts and {name: tensor for part in parts for name, tensor in part.items()}

@@ -34,7 +34,7 @@ from norm import (
 )
 from norm import local_exchange as local_exchange_module
 from norm.convert import BatchNorm
-from norm.groups import Group, _goes_by_gloo, find_group, gather, gather_by_sum
+from norm.groups import Group, _all_reduce, _is_gloo, find_group, gather, gather_by_sum
 
 CHECKS: dict[int, dict] = {2: {}, 3: {}, 4: {}}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -543,16 +543,25 @@ def compiled_on_one_rank(rank, world):
 
 @check(2, 3)
 def gathering_by_a_sum(rank, world):
-    """What CUDA tensors on gloo do; eager and compiled."""
+    """What CUDA tensors on gloo do."""
+    group, row = find_group(None), torch.randn(5, generator=torch.Generator().manual_seed(rank))
+    assert torch.equal(gather_by_sum(row, group), gather(row, group))
+    assert _is_gloo(dist.group.WORLD)
+
+
+@check(2)
+def collectives_of_compiled_code(rank, world):
+    """The two operators, one of which only CUDA and large worlds call."""
     torch._dynamo.reset()
     group, row = find_group(None), torch.randn(5, generator=torch.Generator().manual_seed(rank))
-    want = gather(row, group)
-    compiled = torch.compile(gather_by_sum, backend="aot_eager", fullgraph=True)
-    for function in (gather_by_sum, compiled):
-        assert torch.equal(function(row, group).view(world, -1), want)
-    assert _goes_by_gloo(group.name)
-    traced = torch.compile(lambda x: x + _goes_by_gloo(group.name), backend="eager", fullgraph=True)
-    assert torch.equal(traced(row), row + 1)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def both(row):
+        return gather(row * 1, group), _all_reduce(row * 1, group.name)
+
+    rows, total = both(row)
+    assert torch.equal(rows, gather(row, group))
+    assert torch.equal(total, rows.sum(0))
 
 
 @check(2)

@@ -11,16 +11,17 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def main() -> None:
+    from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     import train_pipeline
 
-    # Several Accelerators share one process group, which the first one's end would destroy.
-    train_pipeline.close = lambda accelerator: accelerator.wait_for_everyone()
+    # Several Accelerators share one process group, which the end of the first would destroy.
+    Accelerator.end_training = lambda self: [tracker.finish() for tracker in self.trackers]
     for options, environment in json.loads(sys.argv[1]):
         os.environ.update(environment)
         AcceleratorState._reset_state(reset_partial_state=False)
-        train_pipeline.main(train_pipeline.Options(**options))
+        train_pipeline.main(train_pipeline.PipelineOptions(**options))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ SCRIPTS = {
         random={"aux_loss": 0.4, "loss": "ce_dice"},
         metrics={"miou", "pixel_accuracy", "loss"},
         figures={"predictions"},
+        same=[{"num_workers": 2}, {"deterministic": True}],
     ),
     "train_detection": Script(
         task="detection",
@@ -85,6 +86,7 @@ SCRIPTS = {
         ],
         same=[
             {"num_workers": 2},
+            {"deterministic": True},
             {"mosaic": 1.0, "mixup": 1.0, "close_mosaic": 1.0},
             {"picture_score": 0.0},
         ],
@@ -125,7 +127,13 @@ SCRIPTS = {
             {"color_jitter": [0.4, 0.4, 0.4, 0.1]},
             {"label_smoothing": 0.2},
         ],
-        same=[{"num_workers": 2}, {"eval_clips": 3}, {"eval_crops": 3}, {"decoder": "pyav"}],
+        same=[
+            {"num_workers": 2},
+            {"deterministic": True},
+            {"eval_clips": 3},
+            {"eval_crops": 3},
+            {"decoder": "pyav"},
+        ],
         mistakes=[
             ({"model": "r3d_19"}, "r3d_18"),
             ({"model": "s3d"}, "13 frames"),
@@ -160,7 +168,7 @@ SCRIPTS = {
             {"image_size": [32, 24]},
             {"dataset": "fake"},
         ],
-        same=[{"num_workers": 2}, {"crop_ratio": 1.0}, {"pictures": 0}],
+        same=[{"num_workers": 2}, {"deterministic": True}, {"crop_ratio": 1.0}, {"pictures": 0}],
         mistakes=[
             ({"model": "resnet19"}, "resnet18"),
             ({"model": "timm/resnet1"}, "timm/resnet18"),

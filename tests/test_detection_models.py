@@ -722,7 +722,7 @@ def test_weights_come_back_and_a_classifier_starts_a_detector(tmp_path, caplog, 
         ("yolo_nano", {"weights": "default"}, "no published weights"),
         ("yolo_nano", {"trainable_layers": 2}, "leave it out"),
         ("yolo_nano", {"image_size": (16, 640)}, "16x640 are too small"),
-        ("yolo_nano", {"backbone": "resnet18"}, "no backbone is called"),
+        ("yolo_nano", {"backbone": "resnet18"}, "No backbone is called"),
         ("fcos_resnet50_fpn", {"backbone": "timm/resnet18"}, "has its backbone built in"),
         ("fcos_resnet50_fpn", {"trainable_layers": 2}, "freezes layers of published"),
         (

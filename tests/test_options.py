@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from engine.command_line import parse
-from engine.plan import make_plan, per_process_batch
+from engine.plan import make_plan
 from engine.run_folder import RunFolder
 from errors import UserError
 from tasks.segmentation.options import SegmentationOptions as Options
@@ -106,11 +106,11 @@ def test_print_config_prints_what_a_file_may_hold() -> None:
 
 def test_global_batch_is_divided() -> None:
     options = Options(global_batch_size=16, grad_accum=2)
-    assert [per_process_batch(options, n) for n in (1, 2, 4)] == [8, 4, 2]
+    assert [options.samples_per_process(n) for n in (1, 2, 4)] == [8, 4, 2]
     with pytest.raises(UserError, match="use 12 or 18"):
-        per_process_batch(options, 3)
+        options.samples_per_process(3)
     with pytest.raises(UserError, match="use 32"):
-        per_process_batch(options, 16)
+        options.samples_per_process(16)
 
 
 def test_plan_counts_steps_over_all_processes() -> None:

@@ -1,8 +1,11 @@
-"""train_pipeline.py: a network cut over processes trains as the uncut one does."""
+"""train_pipeline.py: a network cut over processes trains as the uncut one does, and resumes."""
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import datasets
@@ -17,16 +20,24 @@ from torch.nn import functional as F
 from torchvision.models import resnet50
 
 import train_pipeline
-from data.stream import SampleStream
-from engine.options import parse
+from data.pixels import IMAGENET
+from data.stream import SampleKey, SampleStream
+from engine.checkpoint import Checkpoint, load_checkpoint
+from engine.command_line import parse
+from engine.loaders import Loading
 from errors import UserError
 from models.classification import build_classification_model
 from models.syncbnnet import SyncBNNet
-from pipeline.batches import PipelineBatches, Share
-from pipeline.cut import Stage, costs_of, cut_at, cut_evenly, units_of
-from pipeline.schedule import ideal_bubble
-from tests.conftest import Run, accelerate, launched
-from train_pipeline import Options
+from pipeline.batches import PipelineBatches, PipelineKeys
+from pipeline.cut import Stage, costs_of, cut_at, cut_evenly, cut_network, units_of
+from pipeline.options import PipelineOptions
+from pipeline.schedule import Place, ideal_bubble
+from pipeline.setup import build_model, load_data
+from pipeline.training import PipelineTrainer
+from tasks.classification.dataset import EvalDataset, Reader, TrainDataset
+from tasks.classification.transforms import eval_transform, train_transform
+from tests.conftest import Run, accelerate, flags, launched
+from tests.test_resume import interrupt, kill_one, terminate
 
 TINY = {
     "model": "syncbnnet",
@@ -42,25 +53,28 @@ TINY = {
     "weight_decay": 0.01,
     "double": True,
 }
+# Long enough to be interrupted.
+LONG = {"max_steps": 24, "eval_every": 8, "checkpoint_every": 3, "num_workers": 1, "double": False}
+MIDDLE = "gpipe/checkpoints/step_00000002"
 
 # Options of the runs on 2 processes, by name; "alone" has one process for each.
 TWO = {
     "gpipe": {"num_workers": 1, "eval_every": 2},
+    "again": {"eval_every": 2, "resume": MIDDLE},
     "1f1b": {"schedule": "1f1b", "split_at": "backbone.stages.1"},
     "naive": {"microbatches": 1},
     "replicas": {"stages": 1},
     "resnet": {"model": "resnet18", "split_at": ["layer4.1"], "limit_train": 8, "max_steps": 2},
     "bf16": {"double": False},
+    "long": LONG,
 }
 FOUR = {
     "2x2": {"stages": 2, "schedule": "1f1b"},
     "4": {"microbatches": 4, "schedule": "1f1b", "balance": "compute"},
+    "moved": {"eval_every": 2, "resume": MIDDLE, "stages": 2, "schedule": "1f1b"},
 }
-
-
-def settings(path: Path, name: str, **options: object) -> list:
-    environment = {"ACCELERATE_MIXED_PRECISION": "bf16" if name == "bf16" else "no"}
-    return [TINY | {"output_dir": str(path)} | options, environment]
+UNCUT = [("two", name) for name in ("gpipe", "1f1b", "naive", "replicas", "resnet")]
+UNCUT += [("four", name) for name in ("2x2", "4")]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +83,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(folder: Path, command: list[str], runs: dict[str, dict]) -> dict[str, Run]:
-    todo = [settings(folder / name, name, **options) for name, options in runs.items()]
+    todo = []
+    for name, options in runs.items():
+        options = TINY | {"output_dir": str(folder / name)} | options
+        if "resume" in options:
+            options["resume"] = str(folder / options["resume"])
+        precision = "bf16" if name == "bf16" else "no"
+        todo.append([options, {"ACCELERATE_MIXED_PRECISION": precision}])
     done = launched([*command, "tests/pipeline_worker.py", json.dumps(todo)], folder, timeout=120)
     assert done.status == 0, done.output
     return {name: Run(folder / name, 0, done.output) for name in runs}
@@ -81,17 +101,39 @@ def two(folder: Path) -> dict[str, Run]:
 
 
 @pytest.fixture(scope="module")
-def four(folder: Path) -> dict[str, Run]:
+def four(folder: Path, two: dict[str, Run]) -> dict[str, Run]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=4"]
     return launch(folder, [*torchrun, "--standalone"], FOUR)
 
 
-def train_uncut(options: Options) -> tuple[nn.Module, list[float], dict[str, float]]:
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator:
+    """Run the script in this process, as ``python train_pipeline.py`` does."""
+
+    def run(**options: object) -> Run:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        parsed = PipelineOptions(**TINY | {"output_dir": str(tmp_path / "run")} | options)
+        parsed.check()
+        status = train_pipeline.main(parsed)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        return Run(Path(parsed.output_dir), status)
+
+    yield run
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def final(run: Run) -> Checkpoint:
+    return load_checkpoint(run.path / "checkpoints" / run.checkpoints[-1])
+
+
+def train_uncut(options: PipelineOptions) -> tuple[nn.Module, list[float], dict[str, float]]:
     """The same training written down plainly: the model, its losses and its final metrics."""
-    data = train_pipeline.load_data(options)
-    size = (options.image_size, options.image_size)
-    torch.manual_seed(options.seed)
-    model = build_classification_model(options.model, len(data.classes), image_size=size).double()
+    data = load_data(options)
+    model = build_model(options, len(data.classes)).double()
     optimizer = torch.optim.SGD(
         param_groups_weight_decay(model, options.weight_decay),
         lr=options.lr,
@@ -99,20 +141,18 @@ def train_uncut(options: Options) -> tuple[nn.Module, list[float], dict[str, flo
         nesterov=True,
     )
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.max_steps)
-    mean, std = 255 * torch.tensor(train_pipeline.IMAGENET, dtype=torch.float64)[..., None, None]
+    mean, std = 255 * torch.tensor(IMAGENET, dtype=torch.float64)[..., None, None]
 
-    def batch(dataset: train_pipeline.ClassificationDataset, keys: list) -> tuple:
-        samples = [dataset[key] for key in keys]
+    def batch(samples: list[dict]) -> tuple:
         images = torch.stack([(sample["image"].double() - mean) / std for sample in samples])
         return images, torch.tensor([sample["label"] for sample in samples])
 
-    dataset = train_pipeline.ClassificationDataset(
-        data.train, data, train_pipeline.train_transform(size), options.seed
-    )
+    train, val = (Reader(rows, len(data.classes)) for rows in (data.train, data.val))
+    dataset = TrainDataset(train, train_transform(options.size), options.seed)
     stream, losses = SampleStream(len(dataset), options.seed), []
     for step in range(options.max_steps):
         first = step * options.batch_size
-        images, labels = batch(dataset, [stream[first + n] for n in range(options.batch_size)])
+        images, labels = batch([dataset[stream[first + n]] for n in range(options.batch_size)])
         parts = [tensor.chunk(options.microbatches) for tensor in (images, labels)]
         losses_of_parts = [F.cross_entropy(model(x), y) for x, y in zip(*parts, strict=True)]
         loss = torch.stack(losses_of_parts).mean()
@@ -123,47 +163,32 @@ def train_uncut(options: Options) -> tuple[nn.Module, list[float], dict[str, flo
         losses.append(loss.item())
 
     model.eval()
-    dataset = train_pipeline.ClassificationDataset(
-        data.val, data, train_pipeline.eval_transform(size), options.seed
-    )
-    images, labels = batch(dataset, [(0, index) for index in range(len(dataset))])
+    dataset = EvalDataset(val, eval_transform(options.size))
+    images, labels = batch([dataset[index] for index in range(len(dataset))])
     with torch.no_grad():
         logits = model(images)
-    return (
-        model,
-        losses,
-        {
-            "top1": (logits.argmax(1) == labels).double().mean().item(),
-            "loss": F.cross_entropy(logits, labels).item(),
-            "top5": (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item(),
-        },
-    )
+    metrics = {
+        "top1": (logits.argmax(1) == labels).double().mean().item(),
+        "loss": F.cross_entropy(logits, labels).item(),
+        "top5": (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item(),
+    }
+    return model, losses, metrics
 
 
-def options_of(run: Run) -> Options:
-    return Options(**yaml.safe_load((run.path / "config.yaml").read_text()))
+def options_of(run: Run) -> PipelineOptions:
+    return PipelineOptions(**yaml.safe_load((run.path / "config.yaml").read_text()))
 
 
-def assert_trained_as_uncut(run: Run) -> None:
+@pytest.mark.parametrize("launch, name", UNCUT)
+def test_processes_train_as_the_uncut_network(launch, name, request) -> None:
+    run = request.getfixturevalue(launch)[name]
     model, losses, metrics = train_uncut(options_of(run))
     assert run.losses == pytest.approx(losses, rel=1e-9)
     assert run.evals[-1] == pytest.approx(metrics, rel=1e-9)
-    weights = load_file(run.path / "last.safetensors")
+    weights = final(run).model
     assert weights.keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-8, atol=1e-10, msg=name)
-
-
-@pytest.mark.parametrize("name", [name for name in TWO if name != "bf16"])
-def test_two_processes_train_as_the_uncut_network(two: dict[str, Run], name: str) -> None:
-    assert_trained_as_uncut(two[name])
-
-
-@pytest.mark.parametrize("name", FOUR)
-def test_four_processes_train_as_the_uncut_network(four: dict[str, Run], name: str) -> None:
-    assert_trained_as_uncut(four[name])
-    assert four[name].summary["replicas"] == {"2x2": 2, "4": 1}[name]
-    assert four[name].summary["norm"]["kind"] == {"2x2": "sync_bn", "4": "bn"}[name]
 
 
 def test_bfloat16_trains_nearly_the_same(two: dict[str, Run]) -> None:
@@ -172,28 +197,25 @@ def test_bfloat16_trains_nearly_the_same(two: dict[str, Run]) -> None:
     assert two["bf16"].losses == pytest.approx(losses, rel=0.05)
 
 
-def test_the_files_of_a_run(two: dict[str, Run]) -> None:
+def test_the_files_of_a_run(two: dict[str, Run], four: dict[str, Run]) -> None:
     run = two["gpipe"]
-    assert {path.name for path in run.path.iterdir()} >= {
-        "config.yaml",
-        "metrics.jsonl",
-        "summary.json",
-        "best.safetensors",
-        "last.safetensors",
-        "tensorboard",
-    }
+    files = {"config.yaml", "metrics.jsonl", "summary.json", "best.safetensors", "confusion.png"}
+    assert {path.name for path in run.path.iterdir()} >= files | {"tensorboard", "checkpoints"}
+    assert run.checkpoints == ["step_00000002", "step_00000003"]
     assert [line["step"] for line in run.steps] == [1, 2, 3] and len(run.evals) == 2
     assert [line["samples"] for line in run.steps] == [8, 16, 24]
     summary = run.summary
     expected = {"task": "pipeline", "world_size": 2, "replicas": 1, "steps": 3}
     assert summary.items() >= expected.items()
     assert summary["metrics"]["last"] == run.evals[-1]
-    best = max(line["top1"] for line in run.evals)
-    assert summary["metrics"]["best"]["top1"] == best
+    assert summary["metrics"]["best"]["top1"] == max(line["top1"] for line in run.evals)
     first, second = summary["stages"]
     assert first["first"] == "backbone.stem" and second["last"] == "head"
     assert first["parameters"] + second["parameters"] == pytest.approx(1)
     assert first["compute"] + second["compute"] == pytest.approx(1)
+    for name, replicas, norm in [("2x2", 2, "sync_bn"), ("4", 1, "bn")]:
+        assert four[name].summary["replicas"] == replicas
+        assert four[name].summary["norm"]["kind"] == norm
 
 
 def test_the_bubble_is_what_the_stages_did_not_compute(two: dict[str, Run]) -> None:
@@ -211,39 +233,111 @@ def test_the_bubble_is_what_the_stages_did_not_compute(two: dict[str, Run]) -> N
     assert ideal_bubble(4, 1) == 0.75 and ideal_bubble(1, 4) == 0
 
 
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator:
-    """Run the script in this process, as ``python train_pipeline.py`` does."""
+# Resuming
 
-    def run(**options: object) -> Run:
-        from accelerate.state import AcceleratorState
 
-        AcceleratorState._reset_state(reset_partial_state=True)
-        parsed = Options(**TINY | {"output_dir": str(tmp_path / "run")} | options)
-        parsed.check()
-        return Run(tmp_path / "run", train_pipeline.main(parsed))
+def test_a_run_resumes_bit_for_bit_on_as_many_stages(two: dict[str, Run]) -> None:
+    whole, again = two["gpipe"], two["again"]
+    assert again.losses == whole.losses[2:] and again.evals == whole.evals[1:]
+    assert again.steps[0]["lr"] == whole.steps[2]["lr"]
+    for mine, theirs in [
+        (final(again).model, final(whole).model),
+        (final(again).optimizer["momentum"], final(whole).optimizer["momentum"]),
+    ]:
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
-    yield run
-    if dist.is_initialized():
-        dist.destroy_process_group()
+
+def test_a_run_resumes_on_other_stages_and_pipelines(two, four, alone) -> None:
+    whole = two["gpipe"]
+    one = alone(resume=str(whole.path / "checkpoints" / "step_00000002"), eval_every=2)
+    for run in (four["moved"], one):
+        assert run.losses == pytest.approx(whole.losses[2:], rel=1e-9)
+        assert run.evals == [pytest.approx(whole.evals[1], rel=1e-9)]
+        for mine, theirs in [
+            (final(run).model, final(whole).model),
+            (final(run).optimizer["momentum"], final(whole).optimizer["momentum"]),
+        ]:
+            assert mine.keys() == theirs.keys()
+            for name in mine:
+                torch.testing.assert_close(mine[name], theirs[name], rtol=1e-8, atol=1e-10)
+
+
+def test_a_run_killed_and_terminated_continues_bit_for_bit(two, tmp_path: Path) -> None:
+    path, reference = tmp_path / "run", two["long"]
+    options = TINY | LONG | {"output_dir": path, "resume": "auto"}
+    start = accelerate(2, "train_pipeline.py", *flags(**options))
+    for step, strike in [(7, kill_one), (13, terminate)]:
+        status, output = interrupt(start, path, step, strike)
+        assert status != 0
+    assert "resume auto continues" in output
+    # SIGTERM saves where the run stopped, not at the last regular checkpoint.
+    assert Run(path, 0).checkpoints[-1] == f"step_{Run(path, 0).lines[-1]['step']:08d}"
+    run = launched(start, path)
+    assert run.status == 0, run.output
+    keys = ("step", "samples", "loss", "lr", "eval")
+    curves = [[{k: line.get(k) for k in keys} for line in each.lines] for each in (run, reference)]
+    assert curves[0] == curves[1]
+    assert run.summary["metrics"] == reference.summary["metrics"]
+    assert run.checkpoints == reference.checkpoints
+
+
+def test_a_signal_gives_its_status(alone, monkeypatch) -> None:
+    step = PipelineTrainer._train_step
+
+    def interrupted(self: PipelineTrainer) -> None:
+        if self.state.progress.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            while not self.stop.signum:
+                pass
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PipelineTrainer, "_train_step", interrupted)
+        run = alone(eval_every=2)
+    assert run.status == 130 and run.checkpoints == ["step_00000002"] and not run.evals
+    run = alone(eval_every=2, resume="auto")  # the evaluation of step 2 is made up for
+    assert run.status == 0 and len(run.losses) == 3 and len(run.evals) == 2
+
+
+def test_another_training_is_not_continued(two, alone, tmp_path) -> None:
+    with pytest.raises(UserError, match="holds another run; add --resume auto"):
+        alone(output_dir=str(two["gpipe"].path))
+    with pytest.raises(UserError, match="--microbatches 2 -> 4"):
+        alone(resume=str(two["gpipe"].path / "checkpoints" / "step_00000003"), microbatches=4)
+
+
+def test_a_finished_run_is_evaluated_on_one_process(two, alone) -> None:
+    path = two["1f1b"].path
+    before = Run(path, 0).evals[-1]
+    run = alone(output_dir=str(path), resume="auto", eval_only=True)
+    assert run.status == 0 and (path / "evaluation.json").exists()
+    assert run.evals[-1] == pytest.approx(before, rel=1e-9)
 
 
 def test_one_process_is_one_stage_and_loads_the_weights_of_several(two, alone) -> None:
-    run = alone(weights=str(two["gpipe"].path / "last.safetensors"), max_steps=0, epochs=0)
+    weights = two["gpipe"].path / "checkpoints" / "step_00000003" / "model.safetensors"
+    run = alone(weights=str(weights), max_steps=0, epochs=0)
     assert run.status == 0 and run.summary["steps"] == 0
     # The file's float64 go through the network as it is built, in float32.
     assert run.evals == [pytest.approx(two["gpipe"].evals[-1], rel=1e-6)]
     again = load_file(run.path / "best.safetensors")
-    for name, tensor in load_file(two["gpipe"].path / "last.safetensors").items():
+    for name, tensor in load_file(weights).items():
         assert torch.equal(again[name], tensor.float().to(tensor)), name
 
 
 def test_weights_that_are_no_numbers_are_not_saved(alone, tmp_path) -> None:
-    """Neither where the losses are logged more seldom than the network is evaluated."""
-    with pytest.raises(UserError, match=r"loss is (nan|inf) at step \d+: lower --lr"):
+    """Also where the losses are logged less often than the network is evaluated."""
+    with pytest.raises(UserError, match=r"(loss is (nan|inf)|are not finite).* lower --lr"):
         alone(lr=1e12, max_steps=12, eval_every=1, log_every=10, double=False)
-    for file in (tmp_path / "run").glob("*.safetensors"):
+    for file in (tmp_path / "run").rglob("*.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(file).values()), file.name
+
+
+def test_data_are_checked(alone, tmp_path, capsys) -> None:
+    assert alone(check_data=True).status == 0
+    assert "train: 24 samples, 0 bad" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
 
 
 def test_labels_are_read_at_once(alone, monkeypatch) -> None:
@@ -284,8 +378,6 @@ def test_costs_are_those_of_the_network() -> None:
 
 
 def test_no_other_cut_has_a_lighter_heaviest_stage() -> None:
-    from itertools import combinations
-
     weights = [3, 1, 4, 1, 5, 9, 2, 6]
     for stages in range(1, 9):
         starts = cut_evenly(weights, stages)
@@ -309,31 +401,35 @@ def test_names_say_where_to_cut() -> None:
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_pipelines_together_have_the_micro_batches_of_one(replicas: int) -> None:
     class Counted(torch.utils.data.Dataset):
-        def __getitem__(self, key: tuple[int, int]) -> dict:
-            return {"image": torch.full((3, 1, 1), key[1], dtype=torch.uint8)}
+        def __getitem__(self, key: SampleKey | int) -> dict:
+            number = key.index if isinstance(key, SampleKey) else key
+            return {"image": torch.full((3, 1, 1), number, dtype=torch.uint8)}
 
-    labels, size = torch.arange(20), 12 // replicas
-    shares = [Share(r, replicas, size, 3, pictures=True, labels=True) for r in range(replicas)]
-    batches = [
-        PipelineBatches(Counted(), labels, Counted(), labels, share, 0, 4, 0, False)
-        for share in shares
-    ]
-    stream = SampleStream(20, 0)
-    for step, parts in enumerate(zip(*(each.train() for each in batches), strict=True)):
+    def batches(val_labels: torch.Tensor) -> list[PipelineBatches]:
+        made = []
+        for replica in range(replicas):
+            place = Place(1, replicas, 0, replica, None, None, None)
+            keys = PipelineKeys(stream, place, 12, 3, start=1, stop=4)
+            train, val = (Counted(), labels, keys), (Counted(), val_labels)
+            made.append(PipelineBatches(*train, *val, place, Loading(0, False)))
+        return made
+
+    labels, stream = torch.arange(20), SampleStream(20, 0)
+    both = batches(labels)
+    for step, parts in enumerate(zip(*(each.train() for each in both), strict=True), start=1):
         for images, truth in parts:
             assert torch.equal(images[:, 0, 0, 0].long(), truth)
         whole = torch.cat([truth.view(3, -1) for _, truth in parts], dim=1)
         assert whole.flatten().tolist() == stream.step_indices(step, 12)
+    assert step == 3
 
-    seen = [label for each in batches for _, part in each.validation() for label in part.tolist()]
+    seen = [label for each in both for _, part in each.validation() for label in part.tolist()]
     assert sorted(seen) == list(range(20))
-    assert all(len(images) == size for each in batches for images, _ in each.validation())
+    size = 12 // replicas
+    assert all(len(images) == size for each in both for images, _ in each.validation())
 
     # Fewer samples than pipelines.
-    few = [
-        PipelineBatches(Counted(), labels, Counted(), labels[:1], s, 0, 4, 0, False) for s in shares
-    ]
-    assert sum(len(list(each.validation())) for each in few) == 1
+    assert sum(len(list(each.validation())) for each in batches(labels[:1])) == 1
 
 
 # Mistakes
@@ -351,7 +447,7 @@ def test_pipelines_together_have_the_micro_batches_of_one(replicas: int) -> None
 )
 def test_processes_and_samples_must_divide(options: dict, processes: int, part: str) -> None:
     with pytest.raises(UserError, match=part):
-        train_pipeline.count_stages(Options(**options), processes)
+        PipelineOptions(**options).check_launch(processes, on_cpu=True, precision="no")
 
 
 @pytest.mark.parametrize("names", [["layer5"], ["conv1"], ["layer4", "layer3"], ["layer3"] * 2])
@@ -361,32 +457,17 @@ def test_a_wrong_place_to_cut_is_told(names: list[str]) -> None:
 
 
 def test_networks_that_cannot_be_cut_are_told() -> None:
-    with pytest.raises(UserError, match="--model squeezenet1_1 can't be cut"):
-        units_of(build_classification_model("squeezenet1_1", 3), "--model squeezenet1_1")
+    with pytest.raises(UserError, match="SqueezeNet can't be cut"):
+        units_of(build_classification_model("squeezenet1_1", 3))
     with pytest.raises(UserError, match="5 pieces can't be cut into 6 stages"):
-        cut_evenly([cost.parameters for cost in costs_of(units_of(SyncBNNet(3)), (32, 32))], 6)
-
-
-def test_another_run_is_not_overwritten(two, alone) -> None:
-    with pytest.raises(UserError, match="holds another run"):
-        alone(output_dir=str(two["gpipe"].path))
+        cut_network(SyncBNNet(3), (32, 32), stages=6)
 
 
 def test_options_are_read_and_checked() -> None:
-    options = parse(Options, "", ["--split_at", "layer2, layer4", "--no_double"])
+    options = parse(PipelineOptions, "", ["--split_at", "layer2, layer4", "--no_double"])
     assert options.cuts == ["layer2", "layer4"] and not options.double
-    assert parse(Options, "", ["--split_at=[layer2, layer4]"]).cuts == options.cuts
-    with pytest.raises(UserError, match="--microbatches is 0"):
-        parse(Options, "", ["--microbatches=0"])
-    with pytest.raises(UserError, match="--momentum is inf"):
-        parse(Options, "", ["--momentum=.inf"])
+    assert parse(PipelineOptions, "", ["--split_at=[layer2, layer4]"]).cuts == options.cuts
     with pytest.raises(UserError, match="makes 2 stages, not 3"):
-        parse(Options, "", ["--split_at=layer3", "--stages=3"])
-
-
-def test_more_processes_than_gpus_is_told(monkeypatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="2 processes were launched on a machine with 1 GPU"):
-        train_pipeline.main(Options())
+        parse(PipelineOptions, "", ["--split_at=layer3", "--stages=3"])
+    with pytest.raises(UserError, match="fp16 needs one loss scale for all stages"):
+        PipelineOptions().check_launch(2, on_cpu=False, precision="fp16")

@@ -67,10 +67,10 @@ def logged(metrics: Path) -> int:
 
 
 def interrupt(
+    start: list[str],
     path: Path,
     step: int,
     strike: Callable[[subprocess.Popen, list[psutil.Process]], None],
-    resume: str,
 ) -> tuple[int, str]:
     """Start a run on 2 processes, strike once it has logged ``step``, wait for its end.
 
@@ -79,9 +79,7 @@ def interrupt(
     """
     log = open(path.with_suffix(".log"), "w+")  # noqa: SIM115
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    launcher = subprocess.Popen(
-        command(2, path, resume=resume), cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT
-    )
+    launcher = subprocess.Popen(start, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
     metrics = path / "metrics.jsonl"
     before = metrics.stat().st_ino if metrics.exists() else 0
     deadline = time.monotonic() + 120
@@ -94,7 +92,7 @@ def interrupt(
     ranks = [
         process
         for process in psutil.Process(launcher.pid).children()
-        if any(SCRIPT in part for part in process.cmdline())
+        if any(part.startswith("train_") for part in process.cmdline())
     ]
     assert len(ranks) == 2
     ranks.sort(key=lambda process: int(process.environ()["RANK"]))
@@ -137,7 +135,8 @@ def test_a_run_killed_in_every_way_continues_bit_for_bit(tmp_path: Path, referen
     path = tmp_path / "run"
     strikes = [(2, kill_one), (9, kill_all), (14, kill_launcher), (20, terminate)]
     for number, (step, strike) in enumerate([*strikes, (26, interrupt_all)]):
-        status, output = interrupt(path, step, strike, resume="auto" if number else "never")
+        start = command(2, path, resume="auto" if number else "never")
+        status, output = interrupt(start, path, step, strike)
         assert status != 0
         if strike in (kill_launcher, terminate, interrupt_all):
             # Saved where it stopped, not at the last regular checkpoint.

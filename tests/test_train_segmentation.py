@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from engine.command_line import parse
-from engine.loop import Trainer
+from engine.trainer import Trainer
 from errors import UserError
 from tasks.segmentation.options import SegmentationOptions
 from tasks.segmentation.task import Segmentation

@@ -168,19 +168,14 @@ class Step:
     Args:
         model: on the device.
         images: (N, 3, H, W).
-        momentum: of SGD, Nesterov's.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, momentum: float = 0.9) -> None:
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
         self.model = model.to(memory_format=torch.channels_last)
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
         self.optimizer = torch.optim.SGD(
-            model.parameters(),
-            1e-3,
-            momentum=momentum,
-            nesterov=True,
-            fused=images.is_cuda,
+            model.parameters(), 1e-3, momentum=0.9, nesterov=True, fused=images.is_cuda
         )
 
     def __call__(self) -> None:

@@ -5,17 +5,18 @@ from typing import Any
 
 import datasets
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 from torchvision import tv_tensors
 
-from data.decode import SampleError, cell_name, read_image
+from data.decode import SampleError, read_image
+from data.samples import ReaderDataset, RowReader
 from data.stream import SampleKey, sample_randomness
 from tasks.classification.mixing import Mixing
 
 Transform = Callable[[tv_tensors.Image], torch.Tensor]
 
 
-class Reader:
+class Reader(RowReader):
     """The images and labels of a split, as they are stored.
 
     Args:
@@ -24,10 +25,8 @@ class Reader:
     """
 
     def __init__(self, rows: datasets.Dataset, num_classes: int) -> None:
-        self.rows, self.num_classes = rows, num_classes
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        super().__init__(rows)
+        self.num_classes = num_classes
 
     def read(self, index: int) -> tuple[torch.Tensor, int]:
         """The image, uint8 (3, H, W), and its label; grey images have three equal channels.
@@ -36,7 +35,7 @@ class Reader:
             SampleError: the image can't be decoded, or its label is not one of the classes.
         """
         row = self.rows[index]
-        name, label = _name(row, index), row["label"]
+        name, label = self.name_of(row, index), row["label"]
         if label is None or not 0 <= label < self.num_classes:
             raise SampleError(
                 f"{name} has the label {label}, which is none of the data set's "
@@ -44,16 +43,8 @@ class Reader:
             )
         return read_image(row["image"], name), label
 
-    def name(self, index: int) -> str:
-        """The image's file, or the sample's number where there is no file."""
-        return _name(self.rows[index], index)
 
-
-def _name(row: dict, index: int) -> str:
-    return cell_name(row["image"], f"image of sample {index}")
-
-
-class TrainDataset(Dataset):
+class TrainDataset(ReaderDataset):
     """Augmented samples; a sample's random state is its own.
 
     Args:
@@ -66,10 +57,8 @@ class TrainDataset(Dataset):
     def __init__(
         self, reader: Reader, transform: Transform, seed: int, mixing: Mixing | None = None
     ) -> None:
-        self.reader, self.transform, self.seed, self.mixing = reader, transform, seed, mixing
-
-    def __len__(self) -> int:
-        return len(self.reader)
+        super().__init__(reader)
+        self.transform, self.seed, self.mixing = transform, seed, mixing
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         """A sample of the stream.
@@ -96,12 +85,8 @@ class TrainDataset(Dataset):
         image, label = self.reader.read(index)
         return self.transform(tv_tensors.Image(image)).as_subclass(torch.Tensor), label
 
-    def name(self, index: int) -> str:
-        """The image's file."""
-        return self.reader.name(index)
 
-
-class EvalDataset(Dataset):
+class EvalDataset(ReaderDataset):
     """Samples as they are scored.
 
     Args:
@@ -110,10 +95,8 @@ class EvalDataset(Dataset):
     """
 
     def __init__(self, reader: Reader, transform: Transform) -> None:
-        self.reader, self.transform = reader, transform
-
-    def __len__(self) -> int:
-        return len(self.reader)
+        super().__init__(reader)
+        self.transform = transform
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample of a number: {"image": uint8 (3, H, W), "label": int, "index": int}.

@@ -55,14 +55,23 @@ class ClassCounts:
             probabilities: (N, K), each row of sum 1.
             labels: int64 (N,).
         """
-        self.sums["confusion"] += multiclass_confusion_matrix(
-            probabilities.argmax(1), labels, self.num_classes, validate_args=False
-        )
-        top = probabilities.topk(min(TOP, self.num_classes)).indices
-        self.sums["top5"] += (top == labels[:, None]).sum()
+        self.add_hits(probabilities, labels)
         # The logarithm of 0 is infinite, and one such sample would make the mean infinite.
         of_label = probabilities.gather(1, labels[:, None]).double().clamp(min=1e-38)
         self.sums["loss"] -= of_label.log().sum()
+
+    def add_hits(self, scores: Tensor, labels: Tensor) -> None:
+        """Count predictions, without their loss.
+
+        Args:
+            scores: (N, K), probabilities or logits.
+            labels: int64 (N,).
+        """
+        self.sums["confusion"] += multiclass_confusion_matrix(
+            scores.argmax(1), labels, self.num_classes, validate_args=False
+        )
+        top = scores.topk(min(TOP, self.num_classes)).indices
+        self.sums["top5"] += (top == labels[:, None]).sum()
 
 
 def class_metrics(sums: dict[str, Tensor], classes: Sequence[str]) -> dict[str, float]:

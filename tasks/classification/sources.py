@@ -5,7 +5,6 @@ arrays are in tasks/classification/arrays.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from data.class_lists import require_classes
 from data.folders import IMAGE_SUFFIXES, TRAIN, VAL, data_root, stand_in_note
 from data.hub import Media, classes_of, hub_name, labelled, open_hub, require_columns
 from data.png import stored_png
-from data.sources import evenly_spaced, source_called, spread
+from data.sources import evenly_spaced, load_from
 from errors import UserError
 from tasks.classification.arrays import load_cifar, load_fake, load_fashion_mnist
 from tasks.classification.rows import IMAGE, ClassificationData, SourceOptions, rows
@@ -30,12 +29,7 @@ def load_data(options: SourceOptions) -> ClassificationData:
     Raises:
         UserError: there is no such data set, or it isn't in the layout expected.
     """
-    data = source_called(options.dataset, SOURCES)(options)
-    return replace(
-        data,
-        train=spread(data.train, options.limit_train),
-        val=spread(data.val, options.limit_val),
-    )
+    return load_from(SOURCES, options)
 
 
 def load_synthetic(options: SourceOptions) -> ClassificationData:

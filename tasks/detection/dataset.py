@@ -4,20 +4,19 @@ from typing import Any
 
 import datasets
 import torch
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from data.decode import SampleError, read_image
+from data.samples import ReaderDataset, RowReader
 from data.stream import SampleKey, sample_randomness
 from tasks.detection import instance_masks
 from tasks.detection.geometry import Sample, boxes_like
-from tasks.detection.rows import name_of
 from tasks.detection.transforms import EvalTransform, TrainTransform
 
 Truth = dict[str, Any]
 
 
-class Reader:
+class Reader(RowReader):
     """The images and objects of a split, as they are stored.
 
     Args:
@@ -26,10 +25,8 @@ class Reader:
     """
 
     def __init__(self, rows: datasets.Dataset, with_masks: bool = False) -> None:
-        self.rows, self.with_masks = rows, with_masks
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        super().__init__(rows)
+        self.with_masks = with_masks
 
     def read(self, index: int) -> tuple[torch.Tensor, Truth]:
         """An image and its objects.
@@ -43,7 +40,7 @@ class Reader:
             SampleError: the image can't be decoded, or isn't as large as its annotation says.
         """
         row = self.rows[index]
-        name = name_of(row, index)
+        name = self.name_of(row, index)
         image = read_image(row["image"], name)
         size = (row["height"], row["width"])
         if tuple(image.shape[1:]) != size:
@@ -75,10 +72,6 @@ class Reader:
         """A sample drawn from torch's generator, to be mixed into another one."""
         return self.sample(int(torch.randint(len(self), ())))
 
-    def name(self, index: int) -> str:
-        """The image's file, or the sample's number where there is no file."""
-        return name_of(self.rows[index], index)
-
 
 def targets(image: torch.Tensor, truth: Truth) -> Sample:
     """What ``Reader.read`` returns as a sample for the transforms, without crowds."""
@@ -97,7 +90,7 @@ def targets(image: torch.Tensor, truth: Truth) -> Sample:
     return sample
 
 
-class TrainDataset(Dataset):
+class TrainDataset(ReaderDataset):
     """Augmented samples; a sample's random state is its own.
 
     Args:
@@ -110,11 +103,8 @@ class TrainDataset(Dataset):
     def __init__(
         self, reader: Reader, transform: TrainTransform, seed: int, with_masks: bool = False
     ) -> None:
-        self.reader, self.transform, self.seed = reader, transform, seed
-        self.with_masks = with_masks
-
-    def __len__(self) -> int:
-        return len(self.reader)
+        super().__init__(reader)
+        self.transform, self.seed, self.with_masks = transform, seed, with_masks
 
     def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
         """A sample of the stream.
@@ -131,12 +121,8 @@ class TrainDataset(Dataset):
             sample = self.transform(self.reader, key)
         return _plain(sample, self.with_masks)
 
-    def name(self, index: int) -> str:
-        """The image's file."""
-        return self.reader.name(index)
 
-
-class EvalDataset(Dataset):
+class EvalDataset(ReaderDataset):
     """Samples as they are scored: letterboxed, with the truth in the original image.
 
     Args:
@@ -146,10 +132,8 @@ class EvalDataset(Dataset):
     """
 
     def __init__(self, reader: Reader, transform: EvalTransform, with_masks: bool = False) -> None:
-        self.reader, self.transform, self.with_masks = reader, transform, with_masks
-
-    def __len__(self) -> int:
-        return len(self.reader)
+        super().__init__(reader)
+        self.transform, self.with_masks = transform, with_masks
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample of a number.

@@ -86,8 +86,8 @@ def fit(image_size: tuple[int, int], size: tuple[int, int]) -> float:
 def cut(sample: Sample, window: Window) -> Sample:
     """A sample's window, on a canvas.
 
-    Dropped are objects of which the window shows less than VISIBLE or less than a pixel, and those
-    whose mask vanishes.
+    An object is dropped if the window shows less than VISIBLE of it or less than a pixel, or if its
+    mask vanishes.
     """
     image = _resample(sample["image"], window, InterpolationMode.BILINEAR, FILL)
     boxes, keep = _move(sample["boxes"], window)
@@ -103,7 +103,7 @@ def cut(sample: Sample, window: Window) -> Sample:
 def _cut_masks(
     masks: torch.Tensor, window: Window, keep: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The masks of the objects to keep of which a pixel is left, and the numbers of these."""
+    """The masks to keep that still have a pixel, and the numbers of their objects."""
     if len(keep) < len(masks):  # indexing would copy them all
         masks = masks[keep]
     masks = _resample(masks, window, InterpolationMode.NEAREST_EXACT, 0)

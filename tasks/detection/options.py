@@ -3,7 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.options import TrainingOptions, check_color_jitter, color_jitter_option, option
+from engine.options import (
+    SHARE,
+    TrainingOptions,
+    augmentation_option,
+    check_color_jitter,
+    color_jitter_option,
+    data_option,
+    evaluation_option,
+    length_option,
+    model_option,
+)
 from errors import UserError
 
 WITHOUT_MASKS = ("voc", "hub")  # data sources whose objects have boxes alone
@@ -13,100 +23,63 @@ WITHOUT_MASKS = ("voc", "hub")  # data sources whose objects have boxes alone
 class DetectionOptions(TrainingOptions):
     """Options of detection, beside those of every script."""
 
-    class_names: str | list[str] | None = option(
+    class_names: str | list[str] | None = data_option(
         None,
         "class names in order, or a file of them",
-        "data",
-        resume="free",
         datasets=("coco", "voc", "yolo", "hub"),
+        resume="free",
     )
-    image_column: str = option("image", "name of the image column", "data", datasets=("hub",))
-    objects_column: str = option(
-        "objects", "name of the column of objects", "data", datasets=("hub",)
-    )
-    bbox_format: Literal["coco", "voc", "yolo"] = option(
+    image_column: str = data_option("image", "name of the image column", datasets=("hub",))
+    objects_column: str = data_option("objects", "name of the column of objects", datasets=("hub",))
+    bbox_format: Literal["coco", "voc", "yolo"] = data_option(
         "coco",
         "boxes as x y width height, as corners, or as centre and size from 0 to 1",
-        "data",
         datasets=("hub",),
     )
-    model: str = option("yolo_nano", "detection model; docs/models.md lists them", "model")
-    backbone: str | None = option(
-        None, "of fasterrcnn, retinanet, fcos and the yolos: syncbnnet or timm/<name>", "model"
+    model: str = model_option("yolo_nano", "detection model; docs/models.md lists them")
+    backbone: str | None = model_option(
+        None, "of fasterrcnn, retinanet, fcos and the yolos: syncbnnet or timm/<name>"
     )
-    trainable_layers: int | None = option(
-        None, "stages of a pretrained torchvision detector's backbone that train", "model"
+    trainable_layers: int | None = model_option(
+        None, "stages of a pretrained torchvision detector's backbone that train"
     )
-    image_size: list[int] = option(
-        [128, 128], "height and width of the network's input", "model", length=2, at_least=32
+    image_size: list[int] = model_option(
+        [128, 128], "height and width of the network's input", length=2, at_least=32
     )
-    max_detections: int = option(
+    max_detections: int = model_option(
         100,
         "detections per image at most (COCO's average precision counts no more than 100)",
-        "model",
         at_least=1,
         at_most=100,
     )
-    epochs: float = option(
-        40,
-        "length of training in passes over the data",
-        "batch and length",
-        at_least=0,
-        resume="free",
+    epochs: float = length_option(
+        40, "length of training in passes over the data", at_least=0, resume="free"
     )
-    scale_range: list[float] = option(
+    scale_range: list[float] = augmentation_option(
         [0.75, 1.33],
         "smallest and largest random scaling; 1 fits the image into the input",
-        "augmentation",
         length=2,
         above=0,
         ascending=True,
     )
-    hflip: float = option(
-        0.5, "probability of a horizontal flip", "augmentation", at_least=0, at_most=1
-    )
+    hflip: float = augmentation_option(0.5, "probability of a horizontal flip", **SHARE)
     color_jitter: list[float] = color_jitter_option([0.3, 0.3, 0.3, 0.0])
-    iou_crop: float = option(
-        0.0,
-        "probability of SSD's crop around some of the objects",
-        "augmentation",
-        at_least=0,
-        at_most=1,
+    iou_crop: float = augmentation_option(
+        0.0, "probability of SSD's crop around some of the objects", **SHARE
     )
-    mosaic: float = option(
-        0.0, "probability of joining four images", "augmentation", at_least=0, at_most=1
+    mosaic: float = augmentation_option(0.0, "probability of joining four images", **SHARE)
+    mixup: float = augmentation_option(0.0, "probability of blending two images", **SHARE)
+    copy_paste: float = augmentation_option(
+        0.0, "probability of pasting objects, which needs masks", **SHARE
     )
-    mixup: float = option(
-        0.0, "probability of blending two images", "augmentation", at_least=0, at_most=1
+    close_mosaic: float = augmentation_option(
+        0.1, "share of the run, at its end, without mosaic and mixup", **SHARE
     )
-    copy_paste: float = option(
-        0.0,
-        "probability of pasting objects, which needs masks",
-        "augmentation",
-        at_least=0,
-        at_most=1,
+    pictures: int = evaluation_option(
+        6, "validation images drawn at each evaluation", at_least=0, resume="free"
     )
-    close_mosaic: float = option(
-        0.1,
-        "share of the run, at its end, without mosaic and mixup",
-        "augmentation",
-        at_least=0,
-        at_most=1,
-    )
-    pictures: int = option(
-        6,
-        "validation images drawn at each evaluation",
-        "evaluation and files",
-        at_least=0,
-        resume="free",
-    )
-    picture_score: float = option(
-        0.3,
-        "lowest score of a detection that is drawn",
-        "evaluation and files",
-        at_least=0,
-        at_most=1,
-        resume="free",
+    picture_score: float = evaluation_option(
+        0.3, "lowest score of a detection that is drawn", **SHARE, resume="free"
     )
 
     @property

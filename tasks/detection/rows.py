@@ -185,21 +185,16 @@ def stored_size(image: str | dict[str, Any]) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def name_of(row: dict[str, Any], index: int) -> str:
-    """The image's file, or the sample's number where there is no file."""
-    return cell_name(row["image"], f"image of sample {index}")
-
-
 def dropped_boxes_note(split: str, rows: datasets.Dataset) -> tuple[str, ...]:
     """A sentence on the boxes that were left out, if there are any."""
     numbers = [number for number, dropped in enumerate(rows["dropped"][:]) if dropped]
     if not numbers:
         return ()
     count = sum(len(rows[number]["dropped"]) for number in numbers)
-    files = ", ".join(name_of(rows[number], number) for number in numbers[:EXAMPLES])
+    examples = [cell_name(rows[n]["image"], f"sample {n}") for n in numbers[:EXAMPLES]]
     more = " and others" if len(numbers) > EXAMPLES else ""
     boxes = "1 box that can't be used is" if count == 1 else f"{count} boxes that can't be used are"
-    return (f"{split}: {boxes} left out, in {files}{more}: --check_data says why.",)
+    return (f"{split}: {boxes} left out, in {', '.join(examples)}{more}: --check_data says why.",)
 
 
 def class_colors(count: int) -> list[Color]:

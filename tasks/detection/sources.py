@@ -7,7 +7,7 @@ image is, its header is read.
 from collections.abc import Callable
 from dataclasses import replace
 
-from data.sources import source_called, spread
+from data.sources import load_from
 from errors import UserError
 from tasks.detection.formats.coco import load_coco
 from tasks.detection.formats.hub import load_hub
@@ -33,13 +33,12 @@ def load_data(options: DetectionOptions) -> DetectionData:
         UserError: there is no such data set, it isn't in the layout expected, or it has no object
             to learn from.
     """
-    data = source_called(options.dataset, SOURCES)(options)
-    train, val = spread(data.train, options.limit_train), spread(data.val, options.limit_val)
-    notes = dropped_boxes_note("train", train) + dropped_boxes_note("val", val)
-    if not any(row["category"] for row in train["objects"]):
+    data = load_from(SOURCES, options)
+    notes = dropped_boxes_note("train", data.train) + dropped_boxes_note("val", data.val)
+    if not any(row["category"] for row in data.train["objects"]):
         masks = " with a mask" if options.needs_masks else ""
         raise UserError(
             f"No training image of {options.data_dir or options.dataset} has a usable object"
             f"{masks}: check the annotations."
         )
-    return replace(data, train=train, val=val, notes=data.notes + notes)
+    return replace(data, notes=data.notes + notes)

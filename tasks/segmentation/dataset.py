@@ -5,15 +5,16 @@ from typing import Any
 
 import datasets
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 from torchvision import tv_tensors
 
 from data.decode import SampleError, cell_name, read_image, read_mask
 from data.masks import MaskRule, UnknownValueError
+from data.samples import ReaderDataset, RowReader
 from data.stream import SampleKey, sample_randomness
 
 
-class Reader:
+class Reader(RowReader):
     """The images and masks of a split, as they are stored.
 
     Args:
@@ -22,10 +23,8 @@ class Reader:
     """
 
     def __init__(self, rows: datasets.Dataset, rule: MaskRule) -> None:
-        self.rows, self.rule = rows, rule
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        super().__init__(rows)
+        self.rule = rule
 
     def read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Image uint8 (3, H, W) and mask uint8 (H, W) of class ids, 255 where ignored.
@@ -35,7 +34,7 @@ class Reader:
                 is none of the classes.
         """
         row = self.rows[index]
-        image_name, mask_name = _names(row, index)
+        image_name, mask_name = self.name_of(row, index), _mask_name(row, index)
         image, mask = read_image(row["image"], image_name), self._mask(row, mask_name)
         if mask.shape != image.shape[1:]:
             raise SampleError(
@@ -52,7 +51,7 @@ class Reader:
             SampleError: it can't be decoded, or holds a value that is none of the classes.
         """
         row = self.rows[index]
-        return self._mask(row, _names(row, index)[1])
+        return self._mask(row, _mask_name(row, index))
 
     def _mask(self, row: dict[str, Any], mask_name: str) -> torch.Tensor:
         stored = read_mask(row["annotation"], mask_name)
@@ -64,18 +63,12 @@ class Reader:
                 f"{self.rule.num_classes} classes: correct the mask or the list of classes."
             ) from None
 
-    def name(self, index: int) -> str:
-        """What a message calls the image: its file, or the sample's number if it has no file."""
-        return _names(self.rows[index], index)[0]
+
+def _mask_name(row: dict, index: int) -> str:
+    return cell_name(row["annotation"], f"Mask of sample {index}")
 
 
-def _names(row: dict, index: int) -> tuple[str, str]:
-    """What a message calls a sample's image and mask."""
-    image = cell_name(row["image"], f"Image of sample {index}")
-    return image, cell_name(row["annotation"], f"Mask of sample {index}")
-
-
-class TrainDataset(Dataset):
+class TrainDataset(ReaderDataset):
     """Augmented samples, each with a random state of its own.
 
     Args:
@@ -85,10 +78,8 @@ class TrainDataset(Dataset):
     """
 
     def __init__(self, reader: Reader, transform: Callable[..., Any], seed: int) -> None:
-        self.reader, self.transform, self.seed = reader, transform, seed
-
-    def __len__(self) -> int:
-        return len(self.reader)
+        super().__init__(reader)
+        self.transform, self.seed = transform, seed
 
     def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
         """The sample of an entry of the stream.
@@ -112,7 +103,7 @@ class TrainDataset(Dataset):
         return self.reader.name(index)
 
 
-class EvalDataset(Dataset):
+class EvalDataset(ReaderDataset):
     """Samples for evaluation: the image resized, the mask at its own resolution.
 
     Args:
@@ -121,10 +112,8 @@ class EvalDataset(Dataset):
     """
 
     def __init__(self, reader: Reader, transform: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.reader, self.transform = reader, transform
-
-    def __len__(self) -> int:
-        return len(self.reader)
+        super().__init__(reader)
+        self.transform = transform
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """The sample of an index.

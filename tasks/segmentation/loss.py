@@ -18,7 +18,10 @@ def cross_entropy_sum(logits: Tensor, target: Tensor, weight: Tensor | None) -> 
     Returns:
         A scalar.
     """
-    return F.cross_entropy(logits, target, weight, ignore_index=IGNORE, reduction="sum")
+    options = {"weight": weight, "ignore_index": IGNORE}
+    if torch.are_deterministic_algorithms_enabled():  # on a GPU, a sum within the operation is not
+        return F.cross_entropy(logits, target, **options, reduction="none").sum()
+    return F.cross_entropy(logits, target, **options, reduction="sum")
 
 
 def weight_sum(target: Tensor, weight: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ classes must be counted because nobody has named them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -19,7 +19,7 @@ from data.folders import TRAIN, VAL, data_root, image_files, read_text, require_
 from data.hub import Media, hub_name, open_hub, select_media
 from data.masks import IGNORE, Color, MaskRule, default_colors
 from data.png import stored_png
-from data.sources import evenly_spaced, source_called, spread
+from data.sources import evenly_spaced, load_from, spread
 from errors import UserError
 from tasks.segmentation.options import SegmentationOptions
 
@@ -70,12 +70,7 @@ def load_data(options: SegmentationOptions) -> SegmentationData:
     Raises:
         UserError: there is no such data set, or it doesn't have the expected layout.
     """
-    data = source_called(options.dataset, SOURCES)(options)
-    return replace(
-        data,
-        train=spread(data.train, options.limit_train),
-        val=spread(data.val, options.limit_val),
-    )
+    return load_from(SOURCES, options)
 
 
 def load_synthetic(options: SegmentationOptions) -> SegmentationData:

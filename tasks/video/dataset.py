@@ -8,10 +8,11 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 from torchvision import tv_tensors
 
-from data.decode import SampleError, cell_name
+from data.decode import SampleError
+from data.samples import ReaderDataset, RowReader
 from data.stream import SampleKey, sample_randomness
 from tasks.video.clips import ClipOptions, clip_numbers, is_short, segment
 from tasks.video.decoding.base import Video
@@ -46,7 +47,7 @@ class OpenSample:
         return self.video.read(self.first + numbers, short_side)
 
 
-class Reader:
+class Reader(RowReader):
     """The videos and labels of a split.
 
     Args:
@@ -58,15 +59,15 @@ class Reader:
         UserError: the decoder can't be loaded.
     """
 
+    media = "video"
+
     def __init__(
         self, rows: datasets.Dataset, open_video: OpenVideo, decoder: str = "auto"
     ) -> None:
         if decoder == "torchcodec":
             torchcodec_decoder()  # fails here rather than at the first sample
-        self.rows, self.open_video, self.decoder = rows, open_video, decoder
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        super().__init__(rows)
+        self.open_video, self.decoder = open_video, decoder
 
     @contextlib.contextmanager
     def open(self, index: int) -> Iterator[OpenSample]:
@@ -77,7 +78,7 @@ class Reader:
                 start and end; the message names the file.
         """
         row = self.rows[index]  # once per sample: the row may hold all bytes of the video
-        name = _name(row, index)
+        name = self.name_of(row, index)
         with self.open_video(row["video"], name, self.decoder) as video:
             first, stop = segment(video.times, row["start"], row["end"])
             if first == stop:
@@ -87,16 +88,8 @@ class Reader:
                 )
             yield OpenSample(video, first, stop, row["label"])
 
-    def name(self, index: int) -> str:
-        """The video's file, or the sample's number where there is no file."""
-        return _name(self.rows[index], index)
 
-
-def _name(row: dict[str, Any], index: int) -> str:
-    return cell_name(row["video"], f"video of sample {index}")
-
-
-class TrainDataset(Dataset):
+class TrainDataset(ReaderDataset):
     """Clips from random places of the videos, augmented; a sample's random state is its own.
 
     Args:
@@ -116,11 +109,9 @@ class TrainDataset(Dataset):
         transform: Transform,
         seed: int,
     ) -> None:
-        self.reader, self.clip, self.short_side = reader, clip, short_side
+        super().__init__(reader)
+        self.clip, self.short_side = clip, short_side
         self.transform, self.seed = transform, seed
-
-    def __len__(self) -> int:
-        return len(self.reader)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         """A sample of the stream.
@@ -145,12 +136,8 @@ class TrainDataset(Dataset):
         low, high = self.short_side
         return int(torch.randint(low, high + 1, ()))
 
-    def name(self, index: int) -> str:
-        """The video's file."""
-        return self.reader.name(index)
 
-
-class EvalDataset(Dataset):
+class EvalDataset(ReaderDataset):
     """The clips of a video that are scored, evenly spaced over it, each in one or more windows.
 
     Args:
@@ -163,11 +150,8 @@ class EvalDataset(Dataset):
     def __init__(
         self, reader: Reader, clip: ClipOptions, short_side: int, windows: Transform
     ) -> None:
-        self.reader, self.clip = reader, clip
-        self.short_side, self.windows = short_side, windows
-
-    def __len__(self) -> int:
-        return len(self.reader)
+        super().__init__(reader)
+        self.clip, self.short_side, self.windows = clip, short_side, windows
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample of a number.

@@ -3,7 +3,18 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.options import TrainingOptions, check_color_jitter, color_jitter_option, option
+from engine.options import (
+    SHARE,
+    TrainingOptions,
+    augmentation_option,
+    check_color_jitter,
+    color_jitter_option,
+    data_option,
+    evaluation_option,
+    length_option,
+    model_option,
+    optimisation_option,
+)
 from errors import UserError
 
 
@@ -11,84 +22,62 @@ from errors import UserError
 class VideoOptions(TrainingOptions):
     """Options of video classification, beside those of every script."""
 
-    split: Literal[1, 2, 3] = option(1, "which official split", "data", datasets=("ucf101",))
-    video_column: str = option("video", "name of the video column", "data", datasets=("hub",))
-    label_column: str = option("label", "name of the label column", "data", datasets=("hub",))
-    decoder: Literal["auto", "pyav", "torchcodec"] = option(
-        "auto", "what decodes video files", "data", resume="free"
+    split: Literal[1, 2, 3] = data_option(1, "which official split", datasets=("ucf101",))
+    video_column: str = data_option("video", "name of the video column", datasets=("hub",))
+    label_column: str = data_option("label", "name of the label column", datasets=("hub",))
+    decoder: Literal["auto", "pyav", "torchcodec"] = data_option(
+        "auto", "what decodes video files", resume="free"
     )
-    model: str = option("syncbnnet3d", "video classifier; docs/models.md lists them", "model")
-    clip_frames: int = option(8, "frames per clip", "model", at_least=1)
-    frame_stride: int = option(
-        2, "distance in the video between consecutive frames of a clip", "model", at_least=1
+    model: str = model_option("syncbnnet3d", "video classifier; docs/models.md lists them")
+    clip_frames: int = model_option(8, "frames per clip", at_least=1)
+    frame_stride: int = model_option(
+        2, "distance in the video between consecutive frames of a clip", at_least=1
     )
-    fps: float | None = option(
-        None, "frames per second of the clip, instead of a stride", "model", above=0
+    fps: float | None = model_option(
+        None, "frames per second of the clip, instead of a stride", above=0
     )
-    crop_size: list[int] = option(
-        [56, 56], "height and width of the network's input", "model", length=2, at_least=16
+    crop_size: list[int] = model_option(
+        [56, 56], "height and width of the network's input", length=2, at_least=16
     )
-    batch_size: int = option(
-        4,
-        "samples per process and forward pass",
-        "batch and length",
-        at_least=1,
-        resume="free",
+    batch_size: int = length_option(
+        4, "samples per process and forward pass", at_least=1, resume="free"
     )
-    epochs: float = option(
-        25,
-        "length of training in passes over the data",
-        "batch and length",
-        at_least=0,
-        resume="free",
+    epochs: float = length_option(
+        25, "length of training in passes over the data", at_least=0, resume="free"
     )
-    weight_decay: float = option(0.05, "weight decay", "optimisation", at_least=0)
-    label_smoothing: float = option(
-        0.0,
-        "share of the target spread over all classes",
-        "optimisation",
-        at_least=0,
-        at_most=1,
+    weight_decay: float = optimisation_option(0.05, "weight decay", at_least=0)
+    label_smoothing: float = optimisation_option(
+        0.0, "share of the target spread over all classes", **SHARE
     )
-    short_side: list[int] = option(
+    short_side: list[int] = augmentation_option(
         [56, 64],
         "smallest and largest length of the shorter side before a crop in training",
-        "augmentation",
         length=2,
         ascending=True,
     )
-    crop_area: list[float] | None = option(
+    crop_area: list[float] | None = augmentation_option(
         None,
         "smallest and largest share of the frame's area in a resized crop, instead of short_side",
-        "augmentation",
         length=2,
         above=0,
         at_most=1,
         ascending=True,
     )
-    hflip: float = option(
+    hflip: float = augmentation_option(
         0.0,
         "probability of a horizontal flip; not where directions matter, as in synthetic",
-        "augmentation",
-        at_least=0,
-        at_most=1,
+        **SHARE,
     )
     color_jitter: list[float] = color_jitter_option([0.0, 0.0, 0.0, 0.0])
-    eval_short_side: int = option(
-        56, "length of the shorter side in evaluation", "evaluation and files"
+    eval_short_side: int = evaluation_option(56, "length of the shorter side in evaluation")
+    eval_clips: int = evaluation_option(
+        1, "clips per video in evaluation, evenly spaced", at_least=1
     )
-    eval_clips: int = option(
-        1, "clips per video in evaluation, evenly spaced", "evaluation and files", at_least=1
+    eval_crops: Literal[1, 3] = evaluation_option(
+        1, "windows per clip in evaluation: middle, or three"
     )
-    eval_crops: Literal[1, 3] = option(
-        1, "windows per clip in evaluation: middle, or three", "evaluation and files"
-    )
-    pictures: int = option(
-        6,
-        "validation clips drawn at each evaluation",
-        "evaluation and files",
-        at_least=0,
-        resume="free",
+    pictures: int = evaluation_option(
+        6, "validation clips drawn at each evaluation", at_least=0, resume="free"
     )
 
     def check(self) -> None:

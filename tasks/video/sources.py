@@ -5,7 +5,7 @@ The layouts are described in docs/data.md. Nothing is decoded here.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -13,7 +13,7 @@ import datasets
 from data.class_lists import require_classes
 from data.folders import IMAGE_SUFFIXES, TRAIN, VAL, data_root, read_text, stand_in_note
 from data.hub import Media, class_ids, classes_of, hub_name, labelled, open_hub, require_columns
-from data.sources import source_called, spread
+from data.sources import load_from
 from errors import UserError
 from tasks.video import synthetic
 from tasks.video.decoding.open import OpenVideo, open_video
@@ -60,12 +60,7 @@ def load_data(options: VideoOptions) -> VideoData:
     Raises:
         UserError: there is no such data set, or it isn't in the layout expected.
     """
-    data = source_called(options.dataset, SOURCES)(options)
-    return replace(
-        data,
-        train=spread(data.train, options.limit_train),
-        val=spread(data.val, options.limit_val),
-    )
+    return load_from(SOURCES, options)
 
 
 def load_synthetic(options: VideoOptions) -> VideoData:

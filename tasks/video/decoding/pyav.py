@@ -27,6 +27,8 @@ TAIL = 3
 # Where more frames than this lie between two wanted ones, searching the file costs less than
 # decoding them: the key frame before the second may lie this far back.
 FAR = 100
+# Metadata may be in any encoding. Nobody reads it, but PyAV before 19 decodes it.
+UNREAD_METADATA = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 class PyavVideo(Video):
@@ -58,8 +60,7 @@ class PyavVideo(Video):
         if isinstance(self.source, io.BytesIO):
             self.source.seek(0)
         try:
-            # The metadata may be in any encoding; they aren't used.
-            self.container = av.open(self.source, metadata_errors="ignore")
+            self.container = av.open(self.source, **UNREAD_METADATA)
         except FileNotFoundError:
             raise SampleError(
                 f"{self.name} is not there: restore it, or remove it from the data set."

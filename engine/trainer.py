@@ -1,0 +1,166 @@
+"""Training a whole network in every process, the same for every task.
+
+    for each optimizer step:
+        load its micro-batches       the next entries of the stream of samples
+        sum the denominators         one small collective where only the batches can tell them
+        forward and backward         gradients are exchanged after the last micro-batch only
+        sum losses and stop flags    one small collective
+        step, average the weights
+
+k processes with batch b compute what one computes with batch k*b. All state between two steps is
+in the checkpoint: weights, averaged weights, optimizer, loss scale and the step's number.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from engine.evaluation import Evaluator
+from engine.loaders import Loading, count_workers, train_batches
+from engine.loop import Loop
+from engine.loss_buffer import StepRecord
+from engine.optim import create_ema, create_optimizer, lr_schedule
+from engine.options import TrainingOptions
+from engine.plan import Plan
+from engine.rehearsal import compare_with_eager
+from engine.state import Progress, State
+from engine.step import OptimizerStep
+from engine.task import Batch, Evaluation, Task
+from errors import UserError
+from models.weights import NAMED_WEIGHTS, refuse_incomplete
+from norm import Disagreement, NormChoice, rank_disagreement
+
+
+class Trainer(Loop):
+    """A run of one of the tasks' scripts.
+
+    Args:
+        accelerator: from ``engine.launch.create_accelerator``.
+        task: the script's task.
+        model: on the device, its normalisation layers already converted.
+        norm: which normalisation was chosen and why, for the summary.
+        plan: the run's arithmetic.
+        options: the script's options.
+
+    Raises:
+        UserError: the folder is another run's, or the checkpoint another training's.
+    """
+
+    remedies = "lower --lr, or add --warmup_steps or --clip_grad 1"
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        task: Task,
+        model: nn.Module,
+        norm: NormChoice,
+        plan: Plan,
+        options: TrainingOptions,
+    ) -> None:
+        if options.precise_bn and norm.kind not in ("bn", "sync_bn"):
+            raise UserError(
+                f"--precise_bn recomputes BatchNorm's statistics, and with --norm {norm.kind} this "
+                "model has none; leave it out."
+            )
+        ranks = options.sync_bn_group_size or plan.num_processes
+        identity = {
+            # In one process BatchNorm is what SyncBatchNorm is in several.
+            "norm": "sync_bn" if norm.kind == "bn" and plan.num_processes == 1 else norm.kind,
+            "samples_per_statistic": {
+                "bn": plan.batch_size,
+                "sync_bn": plan.batch_size * ranks,
+            }.get(norm.kind),
+            **task.description,
+        }
+        super().__init__(
+            accelerator, task.name, task.best_metric, task.train_data, identity, plan, options
+        )
+        self.task, self.norm = task, norm
+        self.learning_rate = lr_schedule(options, plan.total_steps, plan.peak_lr)
+
+        # The order matters: the averaged copy is taken of the plain model, weights are loaded
+        # before DDP compares them, and DDP wraps the compiled model.
+        ema = create_ema(model, options.ema)
+        optimizer = create_optimizer(model, options)
+        checkpoint = self._resume(State(model, ema, optimizer, accelerator.scaler, Progress()))
+        if options.eval_only and not checkpoint and options.weights not in NAMED_WEIGHTS:
+            refuse_incomplete(model, options.weights)
+        self.first_step = self.state.progress.step
+        self.train_batches, self.evaluator = self._start_loaders()
+        self.loaders = self.train_batches, *self.evaluator.loaders
+
+        if options.compile:
+            model.compile()
+        wrapped, optimizer = accelerator.prepare(model, optimizer)
+        self.step = OptimizerStep(accelerator, task, wrapped, optimizer, self.state, plan, options)
+        self.disagreement: Disagreement | None = None
+        self._start(checkpoint)
+
+    def _start_loaders(self) -> tuple[Iterator[Batch], Evaluator]:
+        """Training batches from here to the end, and what evaluates; all workers start now."""
+        options, plan, rank = self.options, self.plan, self.accelerator.process_index
+        workers = count_workers(options.num_workers, len(self.task.train_data))
+        loading = Loading(workers, self.accelerator.device.type == "cuda")
+        start = self.state.progress.step * plan.global_batch_size
+        stop = start if options.eval_only else plan.total_samples
+        train = train_batches(self.task, self.stream, plan, rank, start, stop, loading)
+        return train, Evaluator(
+            self.accelerator, self.task, self.stream, plan, options, loading, self.stop
+        )
+
+    def _train_step(self) -> None:
+        """One optimizer step; nothing in it waits for the device."""
+        progress, plan = self.state.progress, self.plan
+        step = progress.step
+        micro_batches = [self.task.to_device(self._next_batch()) for _ in range(plan.grad_accum)]
+        if self.options.compile and step == self.first_step:
+            half = self.accelerator.mixed_precision != "no"
+            precision = "half" if half else "double" if self.options.double else "single"
+            compare_with_eager(self.step, self.state.model, micro_batches, step, precision)
+        progress.step += 1
+        found = self.step(
+            micro_batches,
+            step,
+            lr=self.learning_rate(step),
+            signum=self.stop.signum,
+            measure_gradient=self._log_due() or self._save_due(),
+            around_last=self._probe(),
+        )
+        self.losses.add(progress.step, *found)
+
+    @contextlib.contextmanager
+    def _probe(self) -> Iterator[None]:
+        """In the step before an evaluation, measure how far the processes' batches disagree."""
+        if not self._eval_due() or self.plan.num_processes == 1 or self.options.compile:
+            yield
+            return
+        with rank_disagreement(self.state.model) as probe:  # one collective, one device sync
+            yield
+        if probe.result.layers:
+            self.disagreement = probe.result
+
+    def _measured(self, record: StepRecord) -> dict[str, float]:
+        return {"grad_norm": record.grad_norm}
+
+    def _score(self) -> Evaluation | None:
+        step = self.state.progress.step
+        evaluation = self.evaluator.evaluate(self.state.model_to_use, step)
+        if evaluation and self.disagreement:
+            self.report.disagreement(step, self.disagreement)
+        return evaluation
+
+    def _figures(self, details: Any) -> dict[str, Tensor]:
+        with self.evaluator.inference(self.state.model_to_use):
+            return self.task.figures(self.state.model_to_use, details)
+
+    def _summary(self) -> dict[str, Any]:
+        norm = {
+            "kind": self.norm.kind,
+            "reason": self.norm.reason,
+            "disagreement": self.disagreement and self.disagreement.share,
+            "advice": self.disagreement and self.disagreement.advice,
+        }
+        return {"norm": norm}

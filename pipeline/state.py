@@ -1,0 +1,55 @@
+"""What changes while a pipeline trains, and its way into a checkpoint and back.
+
+A checkpoint holds the uncut network's weights and momentum, by name: a run can continue on another
+number of stages and pipelines.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from engine.checkpoint import Checkpoint, save_checkpoint
+from engine.options import CommonOptions
+from engine.state import State
+from pipeline.schedule import Place, gather_parts
+
+
+@dataclass
+class PipelineState(State):
+    """One process's part of all that changes; the model is its stage.
+
+    Attributes:
+        place: of this process.
+    """
+
+    place: Place
+
+    def weights_to_use(self) -> dict[str, Tensor] | None:
+        """The uncut network's weights, on the main process; else None (a collective)."""
+        return gather_parts(self.model.state_dict(), self.place)
+
+    def save(self, folder: Path | None, options: CommonOptions, identity: dict[str, Any]) -> None:
+        """Write a checkpoint of the uncut network below ``folder`` (two collectives)."""
+        mine = {
+            name: self.optimizer.state[parameter]["momentum_buffer"]
+            for name, parameter in self.model.named_parameters()
+            if "momentum_buffer" in self.optimizer.state[parameter]
+        }
+        weights, momentum = self.weights_to_use(), gather_parts(mine, self.place)
+        if folder is not None:
+            state = self.progress.to_checkpoint(options, identity)
+            checkpoint = Checkpoint(weights, None, {"momentum": momentum}, state)
+            save_checkpoint(folder / "checkpoints", checkpoint, options.keep_checkpoints)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take this stage's part of a checkpoint."""
+        self.progress.restore(checkpoint.state)
+        own = self.model.state_dict()
+        self.model.load_state_dict({name: checkpoint.model[name] for name in own})
+        momentum = checkpoint.optimizer["momentum"]
+        for name, parameter in self.model.named_parameters():
+            if name in momentum:
+                buffer = momentum[name].to(parameter.device)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
