@@ -7,7 +7,7 @@ GPUS = $(shell nvidia-smi --list-gpus 2>/dev/null | grep --count '^GPU')
 CONFIG = accelerate_configs/$(if $(filter 1,$(GPUS)),1gpu,2gpu).yaml
 DEMO = $(BIN)/accelerate launch --config_file $(CONFIG) train_segmentation.py
 
-.PHONY: demo test test-oldest clean
+.PHONY: demo test test-oldest gpu clean
 
 demo: $(VENV)/.installed  ## train a segmenter on built-in data, in two processes, for a few minutes
 	$(DEMO) --epochs 12
@@ -28,6 +28,10 @@ $(VENV)-oldest/.installed: requirements-oldest.txt
 	$(VENV)-oldest/bin/pip install --quiet --disable-pip-version-check -r requirements-oldest.txt \
 		$$(grep -v '^-r' requirements-test.txt | sed 's/#.*//')
 	touch $@
+
+DEVICE ?= cuda
+gpu: $(VENV)/.installed-test  ## check the layer and the scripts on one GPU and time them; DEVICE=cpu rehearses
+	$(BIN)/python benchmarks/gpu.py --device $(DEVICE)
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
