@@ -5,10 +5,14 @@ import os
 import re
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
-from data.stream import sample_seed
 from errors import UserError
+
+# Numbers of SeedSequence's ``spawn_key``: steps draw from another key space than samples, whose key
+# is empty, so that (seed, epoch, index) and (seed, step, rank) never give the same state.
+STEPS = (1,)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -17,7 +21,8 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     A resumed run then draws what the uninterrupted one would have drawn: dropout, and the proposals
     of two-stage detectors.
     """
-    torch.manual_seed(sample_seed(seed, step, rank))
+    sequence = np.random.SeedSequence([seed, step, rank], spawn_key=STEPS)
+    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
 
 
 def set_deterministic(wanted: bool) -> None:

@@ -41,7 +41,6 @@ class Mixing:
     def draw(self) -> Mix:
         """Draw from torch's generator how one sample is mixed."""
         methods = [(a, mix) for a, mix in ((self.mixup, mixup), (self.cutmix, cutmix)) if a > 0]
-        torch.rand(())
         alpha, method = methods[int(torch.randint(len(methods), ()))]
         return Mix(method, torch.distributions.Beta(alpha, alpha).sample().item())
 
