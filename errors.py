@@ -12,9 +12,9 @@ class UserError(Exception):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a `name` that is not in `known`: names the near ones, or a few if none is near.
+    """The error for a ``name`` not in ``known``: names the near ones, or a few if none is near.
 
-    For the caller to raise: `raise unknown_name("model", name, MODELS)`.
+    For the caller to raise: ``raise unknown_name("model", name, MODELS)``.
     """
     known = list(known)
     near = get_close_matches(name, known, n=4, cutoff=0.5)

@@ -37,18 +37,15 @@ class MaskRule:
         return len(ids - {IGNORE, UNKNOWN})
 
     @classmethod
-    def of_ids(
-        cls, ids: Mapping[int, int], colors: Sequence[tuple[Color, int]] = (), others: int = UNKNOWN
-    ) -> "MaskRule":
+    def of_ids(cls, ids: Mapping[int, int], colors: Sequence[tuple[Color, int]] = ()) -> "MaskRule":
         """The rule of a mapping.
 
         Args:
             ids: class id or IGNORE of each stored value; 255 is ignored unless it is listed.
             colors: the same for each colour of colour-coded masks.
-            others: the same for all values that ``ids`` doesn't list.
         """
         ids = {IGNORE: IGNORE, **ids}
-        return cls(bytes(ids.get(value, others) for value in range(256)), tuple(colors))
+        return cls(bytes(ids.get(value, UNKNOWN) for value in range(256)), tuple(colors))
 
     def __call__(self, stored: np.ndarray) -> torch.Tensor:
         """Map stored values to class ids.

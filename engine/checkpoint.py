@@ -82,7 +82,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             f"The checkpoint {final} could not be written ({error.strerror}); make room and run "
             "again with --resume auto: the checkpoints before it are intact."
         ) from None
-    # Checkpoints of later steps are damaged, or of a course that was given up.
+    # Checkpoints of later steps are damaged, or belong to a training that was abandoned.
     others = complete_checkpoints(folder)
     current = [path for path in others if path.name <= name][-keep:]
     for old in set(others) - set(current):

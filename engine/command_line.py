@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Options = TypeVar("Options", bound=CommonOptions)
 
-HELP_WIDTH = 100
+HELP_WIDTH, HELP_COLUMN = 100, 30
 
 
 def parse(options_class: type[Options], description: str, args: list[str] | None = None) -> Options:
@@ -74,18 +74,18 @@ def help_text(options_class: type[CommonOptions], description: str, script: str)
             text += field.metadata["help"]
             if default not in (None, False, ""):
                 text += f" [{_shown(default)}]"
-            flag = f"--{'no_' if default is True else ''}{field.name}"
+            flag = f"--{'[no_]' if default is True else ''}{field.name}"
             values = _values(types_of[field.name], field.metadata["length"] or 1)
             lines += _entry(f"{flag} {values}".rstrip(), text, width)
     return "\n".join(lines)
 
 
-def _entry(left: str, text: str, width: int, column: int = 30) -> list[str]:
+def _entry(left: str, text: str, width: int) -> list[str]:
     """A flag and its meaning, in two columns, or below each other where the flag is long."""
-    wrapped = textwrap.wrap(text, width - column)
-    if len(left) + 4 > column:
-        return [f"  {left}", *(" " * column + line for line in wrapped)]
-    return [f"  {left}".ljust(column) + wrapped[0], *(" " * column + line for line in wrapped[1:])]
+    lines = [" " * HELP_COLUMN + line for line in textwrap.wrap(text, width - HELP_COLUMN)]
+    if len(left) + 4 > HELP_COLUMN:
+        return [f"  {left}", *lines]
+    return [f"  {left}".ljust(HELP_COLUMN) + lines[0].lstrip(), *lines[1:]]
 
 
 def _values(kind: Any, length: int) -> str:
@@ -94,7 +94,9 @@ def _values(kind: Any, length: int) -> str:
         return "|".join(map(str, get_args(kind)))
     if get_origin(kind) in (Union, types.UnionType):
         kinds = [part for part in get_args(kind) if part is not type(None)]
-        return "|".join(_values(part, length) for part in kinds)
+        values = [_values(part, length) for part in kinds]
+        # A list of texts says that it may be one.
+        return "|".join(v for v in values if f"{v} ..." not in values)
     if get_origin(kind) is list:
         (entry,) = get_args(kind)
         return " ".join([_values(entry, 1)] * length) + (" ..." if length == 1 else "")

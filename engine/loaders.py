@@ -4,8 +4,8 @@ They are not given to ``accelerator.prepare``: the batches are already this proc
 preparing them would split them a second time.
 
 Their workers are forked once, before training starts, and live as long as the run. A fork copies
-the locks that other threads hold at that moment, but not the threads that would release them: of
-workers forked at every evaluation, in the middle of training, one was seen to hang for ever.
+the locks that other threads hold at that moment, but not the threads that would release them. When
+workers were forked at every evaluation, in the middle of training, one hung for ever.
 """
 
 import os

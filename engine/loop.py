@@ -284,7 +284,7 @@ class Loop(ABC):
             self.report.figures(progress.step, self._figures(evaluation.details))
         if metrics[self.best_metric] > progress.best.get(self.best_metric, -math.inf):
             progress.best = {"step": progress.step, **metrics}
-            weights = self.state.weights_to_use()
+            weights = self.state.evaluated_weights()
             if self.folder and not self.options.eval_only:
                 write_atomically(self.path / "best.safetensors", weights_bytes(weights))
         return 0

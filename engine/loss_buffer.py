@@ -3,8 +3,10 @@
 import math
 import signal
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from engine.collectives import sum_over_processes
 from engine.task import Losses
@@ -32,21 +34,37 @@ class StepRecord:
 
     @property
     def is_finite(self) -> bool:
-        """Whether every part of the loss is a number."""
+        """Whether every part of the loss is finite."""
         return all(math.isfinite(value) for value in self.parts.values())
 
     @property
     def has_finite_gradient(self) -> bool:
-        """Whether the gradient is made of numbers, as far as it was measured."""
+        """Whether the gradient is finite, as far as it was measured."""
         return self.grad_norm is None or math.isfinite(self.grad_norm)
 
 
+class GlobalSums(NamedTuple):
+    """The sums of one step over its micro-batches and all processes, on the device.
+
+    Attributes:
+        parts: the parts of the global loss, float64 scalars by name.
+        counts: the global counts, float64 scalars by name.
+        signals: for each of SIGNALS, how many processes were asked to stop by it.
+        gradient_factor: by which the gradients are still to be multiplied, or None.
+    """
+
+    parts: dict[str, Tensor]
+    counts: dict[str, Tensor]
+    signals: dict[int, Tensor]
+    gradient_factor: Tensor | None
+
+
 class StepSums:
-    """Parts of the loss and counts of one step, over its micro-batches."""
+    """Parts of the loss and counts of one step, over the micro-batches of this process."""
 
     def __init__(self) -> None:
-        self.parts: dict[str, torch.Tensor] = {}
-        self.counts: dict[str, torch.Tensor] = {}
+        self.parts: dict[str, Tensor] = {}
+        self.counts: dict[str, Tensor] = {}
         self._divide_by: str | None = None
 
     def add(self, losses: Losses) -> None:
@@ -56,64 +74,65 @@ class StepSums:
                 sums[name] = sums.get(name, 0) + value.detach().double()
         self._divide_by = losses.divide_by
 
-    def over_processes(self, model: torch.nn.Module, signum: int) -> torch.Tensor:
-        """Add up the processes' sums, and divide by the global count that the loss names.
+    def over_processes(self, signum: int) -> GlobalSums:
+        """Add up the sums of all processes, and divide by the global count that the loss names.
 
-        The gradients of ``model`` are divided too: they are linear in that divisor, so this may
-        come after the backward pass. One collective, no device sync.
+        The gradient is linear in that divisor, so the division may come after the backward pass.
+        One collective, no device sync.
 
         Args:
-            model: after the last micro-batch's backward pass.
             signum: the signal for which this process was asked to stop, or 0.
-
-        Returns:
-            float64: the parts, the counts, and for each of SIGNALS how many processes received it.
         """
         sums = [*self.parts.values(), *self.counts.values()]
         # new_full, unlike new_tensor, doesn't wait for the device.
         flags = [sums[0].new_full((), float(signum == wanted)) for wanted in SIGNALS]
-        values = sum_over_processes(torch.stack([*sums, *flags]))
+        values = iter(sum_over_processes(torch.stack([*sums, *flags])).unbind())
+        parts, counts, signals = (
+            {name: next(values) for name in names} for names in (self.parts, self.counts, SIGNALS)
+        )
+        factor = None
         if self._divide_by:
-            parts = len(self.parts)
-            factor = 1 / values[parts + list(self.counts).index(self._divide_by)].clamp(min=1)
-            values[:parts] *= factor
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
-        return values
+            factor = 1 / counts[self._divide_by].clamp(min=1)
+            parts = {name: part * factor for name, part in parts.items()}
+        return GlobalSums(parts, counts, signals, factor)
 
 
 class LossBuffer:
     """The losses of the steps since the last reading."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, bool, torch.Tensor]] = []
+        self._steps: list[tuple[int, GlobalSums, Tensor | None]] = []
 
-    def add(
-        self, step: int, sums: StepSums, values: torch.Tensor, grad_norm: torch.Tensor | None
-    ) -> None:
-        """Add a step, with what ``sums.over_processes`` returned."""
-        self._names = list(sums.parts), list(sums.counts)
-        measured = grad_norm is not None
-        norm = grad_norm.to(values) if measured else values.new_zeros(())
-        self._rows.append((step, measured, torch.cat([values, norm.view(1)])))
+    def add(self, step: int, sums: GlobalSums, grad_norm: Tensor | None) -> None:
+        """Add a finished step."""
+        self._steps.append((step, sums, grad_norm))
 
     def read(self) -> list[StepRecord]:
         """The steps since the last reading, at least one (a device sync)."""
-        table = torch.stack([values for *_, values in self._rows]).tolist()
-        records = [
-            self._record(step, measured, row)
-            for (step, measured, _), row in zip(self._rows, table, strict=True)
+        tensors = [
+            tensor.double()
+            for _, sums, grad_norm in self._steps
+            for tensor in (
+                *sums.parts.values(),
+                *sums.counts.values(),
+                *sums.signals.values(),
+                *([] if grad_norm is None else [grad_norm]),
+            )
         ]
-        self._rows.clear()
+        values = iter(torch.stack(tensors).tolist())
+        records = [
+            StepRecord(
+                step=step,
+                parts={name: next(values) for name in sums.parts},
+                counts={name: next(values) for name in sums.counts},
+                signum=_first_signal({signum: next(values) for signum in sums.signals}),
+                grad_norm=None if grad_norm is None else next(values),
+            )
+            for step, sums, grad_norm in self._steps
+        ]
+        self._steps.clear()
         return records
 
-    def _record(self, step: int, measured: bool, row: list[float]) -> StepRecord:
-        parts, counts = self._names
-        *values, sigterm, sigint, grad_norm = row
-        return StepRecord(
-            step=step,
-            parts=dict(zip(parts, values[: len(parts)], strict=True)),
-            counts=dict(zip(counts, values[len(parts) :], strict=True)),
-            grad_norm=grad_norm if measured else None,
-            signum=next((s for s, n in zip(SIGNALS, (sigterm, sigint), strict=True) if n), 0),
-        )
+
+def _first_signal(processes: dict[int, float]) -> int:
+    return next((signum for signum, count in processes.items() if count), 0)

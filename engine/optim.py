@@ -66,7 +66,7 @@ def create_ema(model: nn.Module, decay: float) -> ModelEmaV3 | None:
 
 
 def all_finite(model: nn.Module) -> bool:
-    """Whether all weights and buffers are numbers (a device sync)."""
+    """Whether all weights and buffers are finite (a device sync)."""
     values = [v for v in model.state_dict().values() if v.is_floating_point() and v.numel()]
     norms = [norm.double() for norm in torch._foreach_norm(values, math.inf)]
     return not norms or bool(torch.stack(norms).isfinite().all())

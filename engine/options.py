@@ -38,7 +38,7 @@ def option(
     *,
     at_least: float | None = None,
     above: float | None = None,
-    at_most: float | None = None,
+    at_most: float | list[float] | None = None,
     below: float | None = None,
     length: int | None = None,
     ascending: bool = False,
@@ -53,7 +53,7 @@ def option(
         help: one phrase for ``--help``.
         at_least: the smallest value, of every entry of a list.
         above: the value that every entry must exceed.
-        at_most: the largest value.
+        at_most: the largest value, or that of each entry of a list.
         below: the value that every entry must stay below.
         length: the number of entries of a list.
         ascending: whether a list must be in ascending order.
@@ -220,10 +220,12 @@ def _check_range(field: dataclasses.Field, value: Any) -> None:
         "at most": lambda number, bound: number <= bound,
         "below": lambda number, bound: number < bound,
     }
-    if not all(holds[words](n, bound) for words, bound in bounds.items() for n in numbers):
-        allowed = " and ".join(f"{words} {bound}" for words, bound in bounds.items())
-        every = "every value" if isinstance(value, list) else "it"
-        raise UserError(f"--{field.name} is {value}; {every} must be {allowed}.")
+    for place, number in enumerate(numbers):
+        own = {w: bound[place] if isinstance(bound, list) else bound for w, bound in bounds.items()}
+        if not all(holds[words](number, bound) for words, bound in own.items()):
+            allowed = " and ".join(f"{words} {bound}" for words, bound in own.items())
+            which = f"value {place + 1}" if isinstance(value, list) else "it"
+            raise UserError(f"--{field.name} is {value}; {which} must be {allowed}.")
     if field.metadata["ascending"] and numbers != sorted(numbers):
         raise UserError(f"--{field.name} is {value}; its values must ascend.")
 
@@ -329,11 +331,6 @@ color_jitter_option = partial(
     augmentation_option,
     help="changes of brightness, contrast, saturation and hue (hue up to 0.5)",
     at_least=0,
+    at_most=[math.inf, math.inf, math.inf, 0.5],
     length=4,
 )
-
-
-def check_color_jitter(color_jitter: list[float]) -> None:
-    """Refuse a change of hue by more than half a turn."""
-    if color_jitter[3] > 0.5:
-        raise UserError(f"--color_jitter is {color_jitter}; the fourth, hue, must be at most 0.5.")

@@ -33,7 +33,7 @@ class Plan:
     peak_lr: float
 
     def due(self, every: int, step: int) -> bool:
-        """Whether what happens every so many steps, and at the end, is due after a step."""
+        """Whether what happens after every ``every`` steps, and at the end, is due at ``step``."""
         return step % every == 0 or step == self.total_steps
 
     @property

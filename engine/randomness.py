@@ -56,7 +56,8 @@ def naming_what_is_not_deterministic() -> Iterator[None]:
 def counting_freely() -> Iterator[None]:
     """Inside, operations without a deterministic form are allowed.
 
-    Evaluation counts: whole numbers, whose sum has the same bits in any order.
+    Evaluation counts: the counts are whole numbers, whose sum has the same bits in any order. The
+    loss of an evaluation may differ in its last bits on a GPU.
     """
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from engine.loss_buffer import StepSums
 from engine.step import OptimizerStep
 from engine.task import Batch
 from errors import UserError
@@ -38,9 +37,9 @@ def compare_with_eager(
 ) -> None:
     """Make the forward and backward passes of a step eagerly and compiled, and compare them.
 
-    Three passes more than the step's own; every process has to make the call. A network that draws
-    at random (dropout, sampled proposals) draws otherwise when compiled: of such a network only
-    vanished and infinite gradients are found.
+    Costs three extra passes; every process must call it. A network that draws at random (dropout,
+    sampled proposals) draws differently when compiled, so there only vanished and infinite
+    gradients are detected.
 
     Args:
         step: the step, with the compiled model.
@@ -89,16 +88,12 @@ def _close(expected: float, found: float, tolerance: float, floor: float) -> boo
 
 def _run(step: OptimizerStep, model: nn.Module, micro_batches: list[Batch], number: int) -> Pass:
     """One pass of a step without the optimizer; a device sync."""
-    sums, values = step.gradients(micro_batches, number, 0, contextlib.nullcontext())
+    sums = step.gradients(micro_batches, number, 0, contextlib.nullcontext())
     named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     norms = torch.stack(torch._foreach_norm(list(named.values()))).tolist() if named else []
     step.optimizer.zero_grad()
-    loss = _loss(sums, values)
+    loss = sum(part.item() for part in sums.parts.values())
     return Pass(loss, dict(zip(named, norms, strict=True)))
-
-
-def _loss(sums: StepSums, values: Tensor) -> float:
-    return values[: len(sums.parts)].sum().item()
 
 
 @contextlib.contextmanager

@@ -39,9 +39,9 @@ def _rendezvous(
 def fresh_part(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
     """A part of a store that only the callers of now share, whatever is left of earlier ones.
 
-    Every process says hello with a name that it makes up. The first answers each name that it
-    finds with the part to use; it may answer the dead, who don't hear it, until all of the living
-    have thanked it.
+    Every process announces itself under a random name. Rank 0 answers each name that it finds with
+    the part to use, until all living processes have confirmed. It may also answer names that dead
+    processes left behind; nobody reads those answers.
 
     Raises:
         TimeoutError: not all processes came.

@@ -84,7 +84,7 @@ class Report:
         self.writer.add_text("options", f"| option | value |\n|---|---|\n{table}")
 
     def train(self, step: int, samples: int, values: dict[str, float]) -> None:
-        """A logged training step: a line in metrics.jsonl, scalars, the bar's figures."""
+        """A logged training step: a line in metrics.jsonl, scalars, the numbers on the bar."""
         if self.folder is None:
             return
         # JSON has no infinity: fp16's overflows are null.

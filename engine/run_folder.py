@@ -110,7 +110,7 @@ def refuse_other_run(path: Path) -> None:
 
 
 def continues(options: CommonOptions) -> bool:
-    """Whether the run may go on in a folder that holds one: its own, by what ``--resume`` says."""
+    """Whether ``--resume`` continues the run that the output folder already holds."""
     if options.resume in ("never", "auto") or options.output_dir is None:
         return options.resume == "auto"
     return (

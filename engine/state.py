@@ -62,13 +62,13 @@ class State:
     progress: Progress
 
     @property
-    def model_to_use(self) -> nn.Module:
+    def evaluated_model(self) -> nn.Module:
         """The model that is evaluated, and saved as the best: the average if there is one."""
         return self.ema.module if self.ema else self.model
 
-    def weights_to_use(self) -> dict[str, Tensor] | None:
-        """The state dict of ``model_to_use``, on the main process at least."""
-        return self.model_to_use.state_dict()
+    def evaluated_weights(self) -> dict[str, Tensor] | None:
+        """The state dict of ``evaluated_model``, on the main process at least."""
+        return self.evaluated_model.state_dict()
 
     def save(self, folder: Path | None, options: CommonOptions, identity: dict[str, Any]) -> None:
         """Write a checkpoint below ``folder`` (main process) and prune the older ones.

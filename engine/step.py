@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from engine.collectives import sum_over_processes
-from engine.loss_buffer import StepSums
+from engine.loss_buffer import GlobalSums, StepSums
 from engine.options import TrainingOptions
 from engine.plan import Plan
 from engine.randomness import naming_what_is_not_deterministic, seed_step
@@ -56,7 +56,7 @@ class OptimizerStep:
         signum: int,
         measure_gradient: bool,
         around_last: contextlib.AbstractContextManager,
-    ) -> tuple[StepSums, Tensor, Tensor | None]:
+    ) -> tuple[GlobalSums, Tensor | None]:
         """Make one step. Two small collectives, or one, besides the gradients' and the layers'.
 
         Args:
@@ -68,13 +68,12 @@ class OptimizerStep:
             around_last: entered around the last forward and backward pass.
 
         Returns:
-            The sums of this process, the global values that ``StepSums.over_processes`` makes of
-            them, and the gradient's norm or None.
+            The global losses and counts, and the gradient's norm or None.
 
         Raises:
             UserError: a BatchNorm layer gets one value per channel.
         """
-        sums, values = self.gradients(micro_batches, step, signum, around_last)
+        sums = self.gradients(micro_batches, step, signum, around_last)
         grad_norm = None
         if self.options.clip_grad or measure_gradient:
             largest = self.options.clip_grad or math.inf
@@ -85,7 +84,7 @@ class OptimizerStep:
         self.optimizer.zero_grad()
         if self.state.ema:
             self.state.ema.update(self.state.model, step + 1)
-        return sums, values, grad_norm
+        return sums, grad_norm
 
     def gradients(
         self,
@@ -93,8 +92,8 @@ class OptimizerStep:
         step: int,
         signum: int,
         around_last: contextlib.AbstractContextManager,
-    ) -> tuple[StepSums, Tensor]:
-        """The part of a step that leaves the global gradient; arguments and results as there."""
+    ) -> GlobalSums:
+        """Compute the global gradient; arguments and result are those of ``__call__``."""
         denominators = self._denominators(micro_batches)
         seed_step(self.options.seed, step, self.accelerator.process_index)
         self.model.train()
@@ -104,7 +103,11 @@ class OptimizerStep:
                 sums.add(self._forward_backward(batch, denominators))
         with around_last:
             sums.add(self._forward_backward(micro_batches[-1], denominators))
-        return sums, sums.over_processes(self.model, signum)
+        total = sums.over_processes(signum)
+        if total.gradient_factor is not None:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, total.gradient_factor.to(gradients[0].dtype))
+        return total
 
     def _denominators(self, batches: list[Batch]) -> dict[str, Tensor]:
         """The denominators of the global loss; one collective where the task has its own."""

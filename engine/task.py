@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from data.sources import evenly_spaced
+
 Batch = dict[str, Any]
 
 
@@ -40,10 +42,10 @@ class Tally(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation came to.
+    """The result of an evaluation.
 
     Attributes:
-        metrics: by name, e.g. "miou" or "iou/road"; metrics that the data can't tell are left out.
+        metrics: by name, e.g. "miou" or "iou/road"; without those that the data do not define.
         details: what the figures of this evaluation draw, such as a confusion matrix.
     """
 
@@ -57,7 +59,7 @@ class Task(ABC):
     Attributes:
         name: "segmentation", "detection", ...
         best_metric: the metric, higher is better, by which the best weights are chosen.
-        description: values for the check on resuming, e.g. the class names.
+        identity: values for the check on resuming, e.g. the class names.
         train_data: maps a ``data.stream.SampleKey`` to a sample; ``train_data.name(index)`` is the
             file of a sample.
         val_data: maps an index to a sample.
@@ -67,7 +69,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     best_metric: ClassVar[str]
-    description: dict[str, Any]
+    identity: dict[str, Any]
     train_data: Dataset
     val_data: Dataset
     collate_train: Callable[[list], Batch]
@@ -138,9 +140,9 @@ class Task(ABC):
 
 def evenly_spaced_samples(dataset: Dataset, count: int) -> Iterator[Any]:
     """At most so many samples of an evaluation data set, the same ones at every call."""
-    count = min(count, len(dataset))
-    for number in range(count):
-        yield dataset[number * len(dataset) // count]
+    if count:
+        for index in evenly_spaced(len(dataset), count).tolist():
+            yield dataset[index]
 
 
 def compute_dtype(double: bool) -> torch.dtype:

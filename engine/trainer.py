@@ -73,7 +73,7 @@ class Trainer(Loop):
                 "bn": plan.batch_size,
                 "sync_bn": plan.batch_size * ranks,
             }.get(norm.kind),
-            **task.description,
+            **task.identity,
         }
         super().__init__(
             accelerator, task.name, task.best_metric, task.train_data, identity, plan, options
@@ -95,7 +95,9 @@ class Trainer(Loop):
         if options.compile:
             model.compile()
         wrapped, optimizer = accelerator.prepare(model, optimizer)
-        self.step = OptimizerStep(accelerator, task, wrapped, optimizer, self.state, plan, options)
+        self.optimizer_step = OptimizerStep(
+            accelerator, task, wrapped, optimizer, self.state, plan, options
+        )
         self.disagreement: Disagreement | None = None
         self._start(checkpoint)
 
@@ -119,9 +121,11 @@ class Trainer(Loop):
         if self.options.compile and step == self.first_step:
             half = self.accelerator.mixed_precision != "no"
             precision = "half" if half else "double" if self.options.double else "single"
-            compare_with_eager(self.step, self.state.model, micro_batches, step, precision)
+            compare_with_eager(
+                self.optimizer_step, self.state.model, micro_batches, step, precision
+            )
         progress.step += 1
-        found = self.step(
+        sums, grad_norm = self.optimizer_step(
             micro_batches,
             step,
             lr=self.learning_rate(step),
@@ -129,7 +133,7 @@ class Trainer(Loop):
             measure_gradient=self._log_due() or self._save_due(),
             around_last=self._probe(),
         )
-        self.losses.add(progress.step, *found)
+        self.losses.add(progress.step, sums, grad_norm)
 
     @contextlib.contextmanager
     def _probe(self) -> Iterator[None]:
@@ -147,14 +151,14 @@ class Trainer(Loop):
 
     def _score(self) -> Evaluation | None:
         step = self.state.progress.step
-        evaluation = self.evaluator.evaluate(self.state.model_to_use, step)
+        evaluation = self.evaluator.evaluate(self.state.evaluated_model, step)
         if evaluation and self.disagreement:
             self.report.disagreement(step, self.disagreement)
         return evaluation
 
     def _figures(self, details: Any) -> dict[str, Tensor]:
-        with self.evaluator.inference(self.state.model_to_use):
-            return self.task.figures(self.state.model_to_use, details)
+        with self.evaluator.inference(self.state.evaluated_model):
+            return self.task.figures(self.state.evaluated_model, details)
 
     def _summary(self) -> dict[str, Any]:
         norm = {

@@ -37,11 +37,11 @@ def text_line(*pieces: tuple[str, Color], width: int = 0) -> torch.Tensor:
     return F.pil_to_tensor(canvas)
 
 
-def shortened(text: str, width: float, font: ImageFont.FreeTypeFont = FONT) -> str:
+def shortened(text: str, width: float) -> str:
     """The text, its end replaced by an ellipsis if it is wider than ``width`` pixels."""
-    if font.getlength(text) <= width:
+    if FONT.getlength(text) <= width:
         return text
-    while text and font.getlength(f"{text}…") > width:
+    while text and FONT.getlength(f"{text}…") > width:
         text = text[:-1]
     return f"{text.rstrip()}…"
 

@@ -44,7 +44,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # of any type: the file may hold anything
         raise UserError(
             f"{path} can't be read as weights: it is damaged, or a .pth file that holds more than "
-            "tensors; save the model's state_dict() alone, best as .safetensors."
+            "tensors; save the model's state_dict() alone, preferably as .safetensors."
         ) from error
 
     for key in ("model", "state_dict"):

@@ -5,8 +5,9 @@ pickled.
 
 Compiled code makes the same calls as eager code, as two operators that ``torch.compile`` takes as
 they are: a rank whose compiler gives up meets the others in the same collectives. torch's
-functional collectives can be traced too, but on gloo those of torch 2.14 and 2.15 corrupted the
-heap now and then on a busy machine ("malloc(): unaligned tcache chunk detected").
+functional collectives can be traced too. While compiled code used them on gloo with torch 2.14 and
+2.15, processes now and then ended with a corrupted heap ("malloc(): unaligned tcache chunk
+detected"); with these operators none has.
 
 Processes on one host that run eagerly on the CPU can use a quicker exchange: ``exchange_locally``.
 """

@@ -1,6 +1,6 @@
 """What comes before training: the data, the network, and this process's stage of it."""
 
-from types import SimpleNamespace
+import dataclasses
 
 import torch
 from torch import nn
@@ -17,7 +17,8 @@ from tasks.classification.sources import load_data as load_classification_data
 
 def load_data(options: PipelineOptions) -> ClassificationData:
     """Find the data set that the options name; nothing is decoded yet."""
-    return load_classification_data(SimpleNamespace(**vars(options) | {"image_size": options.size}))
+    # The options of both scripts have the same names; there an image size is a list.
+    return load_classification_data(dataclasses.replace(options, image_size=list(options.size)))
 
 
 def build_model(options: PipelineOptions, num_classes: int) -> nn.Module:

@@ -26,7 +26,7 @@ class PipelineState(State):
 
     place: Place
 
-    def weights_to_use(self) -> dict[str, Tensor] | None:
+    def evaluated_weights(self) -> dict[str, Tensor] | None:
         """The uncut network's weights, on the main process; else None (a collective)."""
         return gather_parts(self.model.state_dict(), self.place)
 
@@ -37,7 +37,7 @@ class PipelineState(State):
             for name, parameter in self.model.named_parameters()
             if "momentum_buffer" in self.optimizer.state[parameter]
         }
-        weights, momentum = self.weights_to_use(), gather_parts(mine, self.place)
+        weights, momentum = self.evaluated_weights(), gather_parts(mine, self.place)
         if folder is not None:
             state = self.progress.to_checkpoint(options, identity)
             checkpoint = Checkpoint(weights, None, {"momentum": momentum}, state)

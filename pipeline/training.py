@@ -16,6 +16,7 @@ from engine.loaders import Loading, count_workers
 from engine.loop import Loop
 from engine.loss_buffer import StepRecord, StepSums
 from engine.plan import Plan
+from engine.randomness import naming_what_is_not_deterministic
 from engine.report import peak_memory_bytes
 from engine.state import Progress
 from engine.task import Evaluation, Losses, compute_dtype
@@ -104,7 +105,8 @@ class PipelineTrainer(Loop):
         progress, optimizer = self.state.progress, self.state.optimizer
         images, labels = self._to_device(self._next_batch())
         try:
-            loss = self.pipeline.step(images, labels)
+            with naming_what_is_not_deterministic():
+                loss = self.pipeline.step(images, labels)
         except RuntimeError as error:
             if "more than 1 value per channel" not in f"{error} {error.__cause__}":
                 raise
@@ -115,13 +117,13 @@ class PipelineTrainer(Loop):
         sums = StepSums()
         loss = torch.zeros((), device=self.device) if loss is None else loss
         sums.add(Losses({"ce": loss.double() / self.place.replicas}))
-        values = sums.over_processes(self.state.model, self.stop.signum)
+        total = sums.over_processes(self.stop.signum)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(progress.step)
         optimizer.step()
         optimizer.zero_grad()
         progress.step += 1
-        self.losses.add(progress.step, sums, values, None)
+        self.losses.add(progress.step, total, None)
         if progress.step == self.first_step + 1 < self.plan.total_steps:
             self.pipeline.take_times()  # the first step makes the connections
 

@@ -103,9 +103,7 @@ def train_here(script: str, path: Path, **options: object) -> Run:
     AcceleratorState._reset_state(reset_partial_state=True)
     module = importlib.import_module(script)
     row = SCRIPTS[script]
-    tiny = dict(row.tiny)
-    if script == "train_segmentation" and options.get("dataset", "synthetic") != "synthetic":
-        del tiny["image_size"]  # of the images that are drawn
+    tiny = row.tiny_with(options.get("dataset", "synthetic"))
     parsed = row.options(**tiny | {"output_dir": str(path)} | options)
     parsed.check()
     return Run(path, module.main(parsed))

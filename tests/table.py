@@ -20,6 +20,7 @@ class Script:
         task: the name of the task in the summary.
         options: the class of its options.
         tiny: options that make a step take milliseconds.
+        drawn: the names of those that are for the data that the script draws itself.
         random: options that switch on what is random or has denominators of its own.
         metrics: some that an evaluation has.
         scalars: some that a training step has, beside the loss.
@@ -27,6 +28,8 @@ class Script:
         changes: options of which each gives another training.
         same: options of which each gives the same training.
         mistakes: options that are refused, and words of the message.
+        rounding: by how much float32 curves may differ between numbers of processes, relatively.
+        magnified: values of the curves for which that is more.
     """
 
     task: str
@@ -35,10 +38,18 @@ class Script:
     random: dict
     metrics: set[str]
     figures: set[str]
+    drawn: set[str] = field(default_factory=set)
     scalars: set[str] = field(default_factory=set)
     changes: list[dict] = field(default_factory=list)
     same: list[dict] = field(default_factory=list)
     mistakes: list[tuple[dict, str]] = field(default_factory=list)
+    rounding: float = 1e-4
+    magnified: dict[str, float] = field(default_factory=dict)
+
+    def tiny_with(self, dataset: str) -> dict:
+        """The tiny options that ``dataset`` has a use for."""
+        useless = set() if dataset == "synthetic" else self.drawn
+        return {name: value for name, value in self.tiny.items() if name not in useless}
 
 
 # Small, with everything switched on that costs nothing.
@@ -58,6 +69,7 @@ SCRIPTS = {
         task="segmentation",
         options=SegmentationOptions,
         tiny=SMALL | {"image_size": [32, 32], "crop_size": [32, 32]},
+        drawn={"image_size"},
         random={"aux_loss": 0.4, "loss": "ce_dice"},
         metrics={"miou", "pixel_accuracy", "loss"},
         figures={"predictions"},
@@ -103,6 +115,9 @@ SCRIPTS = {
             ({"weights": "default"}, "no published weights"),
             ({"model": "fcos_resnet50_fpn", "backbone": "timm/test_resnet"}, "built in"),
         ],
+        # The target scores hold IoU to the sixth power.
+        rounding=1e-3,
+        magnified={"grad_norm": 5e-3, "positives_per_image": 5e-3},
     ),
     "train_video": Script(
         task="video",

@@ -14,12 +14,7 @@ from tests.conftest import LAUNCH, ROOT, Run, accelerate, launched
 from tests.table import SCRIPTS
 
 PRECISIONS = [(script, "float64", 1e-9) for script in SCRIPTS]
-# Rounding in float32, which a detector's target scores magnify: they hold IoU to the sixth power.
-PRECISIONS += [
-    (script, "float32", 1e-3 if script == "train_detection" else 1e-4) for script in SCRIPTS
-]
-# What is magnified most, and the tolerance for it.
-MAGNIFIED = {("train_detection", "float32"): {"grad_norm": 5e-3, "positives_per_image": 5e-3}}
+PRECISIONS += [(script, "float32", row.rounding) for script, row in SCRIPTS.items()]
 STEPS, HALF = 20, 10
 
 COMMON = {
@@ -45,7 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple, Run]:
     """Every script and precision on 1, 2 and 4 processes, and the float64 ones resumed."""
     folder = tmp_path_factory.mktemp("invariance")
     runs = {}
-    # Many pictures of nothing: now and then a process has no object in its batch.
+    # Many images of nothing: now and then a process has no object in its batch.
     sparse = {"dataset": "coco", "data_dir": str(write_coco(folder / "coco"))}
     for processes in (2, 4, 1):
         # One process has nothing to synchronise with: its BatchNorm is the reference.
@@ -112,7 +107,8 @@ def assert_same(
 @pytest.mark.parametrize("script, precision, tolerance", PRECISIONS)
 def test_the_training_is_that_of_one_process(runs, script, precision, tolerance, processes) -> None:
     mine, one = (runs[script, precision, count] for count in (processes, 1))
-    assert_same(mine, one, tolerance, magnified=MAGNIFIED.get((script, precision)))
+    magnified = SCRIPTS[script].magnified if precision == "float32" else None
+    assert_same(mine, one, tolerance, magnified=magnified)
 
 
 def test_plain_batch_norm_resumes_too(runs) -> None:

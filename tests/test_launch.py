@@ -139,13 +139,12 @@ def test_a_file_that_one_process_cannot_read_ends_the_job(tmp_path: Path) -> Non
     Image.fromarray(noise).save(tmp_path / "train" / "images" / "3.png")
     path = tmp_path / "train" / "images" / "3.png"
     path.write_bytes(path.read_bytes()[:2000])
-    options = SCRIPTS[SCRIPT].tiny | {
+    options = SCRIPTS[SCRIPT].tiny_with("folder") | {
         "dataset": "folder",
         "data_dir": tmp_path,
         "output_dir": tmp_path / "run",
     }
     options |= {"limit_train": 0, "max_steps": 500, "num_workers": 1}
-    del options["image_size"]  # of the pictures that are drawn
     started = time.monotonic()
     run = launched(accelerate(2, "train_segmentation.py", *flags(**options)), tmp_path / "run")
     assert run.status != 0 and time.monotonic() - started < 90

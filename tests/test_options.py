@@ -56,7 +56,7 @@ def test_a_list_needs_no_brackets() -> None:
         (["--weight_decay", ".nan"], "--weight_decay is nan"),
         (["--scale_range", "1", "1e999"], "--scale_range is [1.0, inf]"),
         (["--crop_size", "[8]"], "2 values"),
-        (["--crop_size", "[4, 4]"], "every value must be at least 16"),
+        (["--crop_size", "[4, 4]"], "value 1 must be at least 16"),
         (["--class_weights", "balanced"], "median_frequency"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["stray"], "stray"),

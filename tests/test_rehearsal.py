@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.loss_buffer import StepSums
+from engine.loss_buffer import GlobalSums, StepSums
 from engine.rehearsal import compare_with_eager
 from engine.task import Losses
 from errors import UserError
@@ -17,7 +17,7 @@ class Steps:
         self.model, self.loss, self.gradient, self.random = model, loss, gradient, random
         self.optimizer = torch.optim.SGD(model.parameters(), 0.1)
 
-    def gradients(self, micro_batches: list, step: int, *_: object) -> tuple:
+    def gradients(self, micro_batches: list, step: int, *_: object) -> GlobalSums:
         eager = (
             torch.compiler.is_compiling() or torch._dynamo.eval_frame._stance.stance != "default"
         )
@@ -28,7 +28,7 @@ class Steps:
             self.model[2].weight.grad.mul_(self.gradient)
         sums = StepSums()
         sums.add(Losses({"all": loss}))
-        return sums, loss.detach().double().view(1)
+        return sums.over_processes(0)
 
 
 @pytest.mark.parametrize(

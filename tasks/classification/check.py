@@ -16,7 +16,7 @@ from tasks.classification.sources import ClassificationData
 class Survey:
     """What reading every sample of a data set has shown.
 
-    Args:
+    Attributes:
         problems: a sentence per bad sample, naming the file.
         images: number of good samples of each class.
         sizes: number of good samples of each (height, width).

@@ -29,7 +29,7 @@ class Mix(NamedTuple):
 class Mixing:
     """The methods that mix samples; at least one is on, and with both, each mixes half of them.
 
-    Args:
+    Attributes:
         mixup: alpha of the Beta distribution of the shares in mixup (0: off); 0.2 is usual
             (https://arxiv.org/abs/1710.09412).
         cutmix: the same for CutMix; 1.0 is usual (https://arxiv.org/abs/1905.04899).

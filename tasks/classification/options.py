@@ -7,7 +7,6 @@ from engine.options import (
     SHARE,
     TrainingOptions,
     augmentation_option,
-    check_color_jitter,
     color_jitter_option,
     data_option,
     evaluation_option,
@@ -64,8 +63,3 @@ class ClassificationOptions(TrainingOptions):
     pictures: int = evaluation_option(
         18, "misclassified images drawn at each evaluation", at_least=0, resume="free"
     )
-
-    def check(self) -> None:
-        """Refuse values out of range."""
-        super().check()
-        check_color_jitter(self.color_jitter)

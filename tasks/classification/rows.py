@@ -29,7 +29,7 @@ class SourceOptions(Protocol):
 class ClassificationData:
     """A classification data set.
 
-    Args:
+    Attributes:
         train: rows with the columns image (path or bytes) and label (ClassLabel).
         val: the same for evaluation.
         classes: names of the labels 0..n-1.

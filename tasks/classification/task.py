@@ -72,7 +72,7 @@ class Classification(Task):
         self.train_data = TrainDataset(Reader(data.train, classes), augment, options.seed, mixing)
         middle = eval_transform(size, options.crop_ratio)
         self.val_data = EvalDataset(Reader(data.val, classes), middle)
-        self.description = {"classes": data.classes}
+        self.identity = {"classes": data.classes}
         self.dtype = compute_dtype(options.double)
         scaling = pixel_scaling(options.model)
         self.mean, self.std = scaling.of_bytes(self.dtype, device, dims=2)

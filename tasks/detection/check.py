@@ -20,7 +20,7 @@ BORDERS = (32.0**2, 96.0**2)  # areas in pixels at which COCO calls an object me
 class Survey:
     """What reading every sample of a data set has shown.
 
-    Args:
+    Attributes:
         problems: a sentence per image that can't be used, naming the file.
         dropped: a sentence per image of which boxes are left out, naming file and boxes.
         boxes: int64 (num_classes, 3): small, medium and large objects of each class, no crowds.

@@ -26,7 +26,7 @@ Sample = dict[str, Any]
 class Window:
     """A part of an image and its place in a canvas, all in pixels.
 
-    Args:
+    Attributes:
         source: top, left, height and width in the image.
         result: height and width after resampling.
         offset: rows above it and columns left of it in the canvas.

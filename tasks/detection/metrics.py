@@ -20,7 +20,7 @@ RECALLS = np.linspace(0, 1, 101)  # COCO measures precision at these
 class ImageRecord:
     """What is in an image and what was found in it, in the image's own pixels.
 
-    Args:
+    Attributes:
         index: number of the image in the data set; every image occurs once.
         size: (height, width).
         truth: "boxes" (N, 4) as x, y, width, height, "labels" (N,), "iscrowd" (N,), "area" (N,),
@@ -68,7 +68,7 @@ def average_precision(
     As in pycocotools, crowds needn't be found and detections in them are not counted as wrong, and
     a class without an object counts in no mean.
 
-    Args:
+    Attributes:
         records: one for each image, in any order.
         classes: name of each class id.
         iou_type: "bbox", or "segm" for masks.
@@ -114,8 +114,8 @@ def _truth(records: Sequence[ImageRecord], classes: Sequence[str], iou_type: str
         rows = zip(*(np.asarray(truth[name]).tolist() for name in columns), strict=True)
         for number, (box, label, crowd, area) in enumerate(rows):
             annotation = {
-                "id": len(annotations)
-                + 1,  # from 1, since the evaluator takes an id of 0 for no match
+                # From 1, since the evaluator takes an id of 0 for no match.
+                "id": len(annotations) + 1,
                 "image_id": record.index,
                 "bbox": box,
                 "category_id": label,

@@ -7,7 +7,6 @@ from engine.options import (
     SHARE,
     TrainingOptions,
     augmentation_option,
-    check_color_jitter,
     color_jitter_option,
     data_option,
     evaluation_option,
@@ -99,7 +98,6 @@ class DetectionOptions(TrainingOptions):
             UserError: the sentence for the user.
         """
         super().check()
-        check_color_jitter(self.color_jitter)
         source = self.dataset.partition(":")[0]
         if self.needs_masks and source in WITHOUT_MASKS:
             asking = f"--model {self.model}" if self.has_masks else "--copy_paste"

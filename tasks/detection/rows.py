@@ -22,7 +22,7 @@ EXAMPLES = 3  # files that a note names
 class DetectionData:
     """A detection data set.
 
-    Args:
+    Attributes:
         train: rows as ``features`` describes them.
         val: the same for evaluation.
         classes: names of the class ids 0..n-1.
@@ -41,7 +41,7 @@ class DetectionData:
 class Annotated:
     """An image and its objects, as a source describes them.
 
-    Args:
+    Attributes:
         image: path, or a cell ``{"path", "bytes"}``.
         size: (height, width) in pixels; None where the source doesn't say.
         image_id: number of the image; None for its position.

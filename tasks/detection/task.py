@@ -49,7 +49,7 @@ class Detection(Task):
         self.train_data = TrainDataset(reader, augment, options.seed, masks)
         letterbox = EvalTransform(tuple(options.image_size))
         self.val_data = EvalDataset(Reader(data.val, masks), letterbox, masks)
-        self.description = {"classes": data.classes}
+        self.identity = {"classes": data.classes}
         self.dtype = compute_dtype(options.double)
 
     def build_model(self) -> nn.Module:

@@ -98,10 +98,6 @@ class TrainDataset(ReaderDataset):
             "mask": mask.as_subclass(torch.Tensor),
         }
 
-    def name(self, index: int) -> str:
-        """What a message calls the image of an index."""
-        return self.reader.name(index)
-
 
 class EvalDataset(ReaderDataset):
     """Samples for evaluation: the image resized, the mask at its own resolution.

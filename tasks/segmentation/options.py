@@ -7,7 +7,6 @@ from engine.options import (
     SHARE,
     TrainingOptions,
     augmentation_option,
-    check_color_jitter,
     color_jitter_option,
     data_option,
     evaluation_option,
@@ -57,7 +56,7 @@ class SegmentationOptions(TrainingOptions):
     color_jitter: list[float] = color_jitter_option([0.4, 0.4, 0.4, 0.0])
     eval_size: list[int] | None = evaluation_option(
         None,
-        "resize validation images to this height and width; scored at the label's own",
+        "resize validation images to this height and width; masks keep their own size",
         length=2,
         at_least=16,
     )
@@ -72,7 +71,6 @@ class SegmentationOptions(TrainingOptions):
             UserError: names the option, its value and the range.
         """
         super().check()
-        check_color_jitter(self.color_jitter)
         if isinstance(self.class_weights, str):
             if self.class_weights not in WEIGHTINGS:
                 raise UserError(

@@ -75,7 +75,7 @@ class Segmentation(Task):
         self.train_data = TrainDataset(reader, augment, options.seed)
         resize = eval_transform(options.eval_size)
         self.val_data = EvalDataset(Reader(data.val, data.rule), resize)
-        self.description = {"classes": data.classes}
+        self.identity = {"classes": data.classes}
         self.dtype = compute_dtype(options.double)
         self.mean, self.std = IMAGENET.of_bytes(self.dtype, device, dims=2)
         self.class_weights = self._class_weights(reader)

@@ -18,7 +18,7 @@ from tasks.video.sources import VideoData
 class VideoSurvey:
     """What decoding every video of a data set has shown.
 
-    Args:
+    Attributes:
         problems: a sentence per bad video, naming the file.
         frames: int64 (N,), number of frames of each good sample, between its start and end.
         seconds: float64 (N,), duration of each good sample.

@@ -11,7 +11,7 @@ from tasks.video.options import VideoOptions
 class ClipOptions:
     """How clips are cut from videos.
 
-    Args:
+    Attributes:
         frames: frames per clip.
         stride: distance in the video between consecutive frames of a clip, where ``fps`` is None.
         fps: frames of the clip per second of the video, by the frames' time stamps, instead of a

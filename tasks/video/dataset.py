@@ -25,7 +25,7 @@ Transform = Callable[[tv_tensors.Video], torch.Tensor]
 class OpenSample:
     """A sample while its video is open.
 
-    Args:
+    Attributes:
         video: the whole video, of which the sample may be a part.
         first: the sample's first frame within the video.
         stop: the frame after its last one.

@@ -7,7 +7,6 @@ from engine.options import (
     SHARE,
     TrainingOptions,
     augmentation_option,
-    check_color_jitter,
     color_jitter_option,
     data_option,
     evaluation_option,
@@ -53,6 +52,7 @@ class VideoOptions(TrainingOptions):
         [56, 64],
         "smallest and largest length of the shorter side before a crop in training",
         length=2,
+        at_least=1,
         ascending=True,
     )
     crop_area: list[float] | None = augmentation_option(
@@ -69,7 +69,9 @@ class VideoOptions(TrainingOptions):
         **SHARE,
     )
     color_jitter: list[float] = color_jitter_option([0.0, 0.0, 0.0, 0.0])
-    eval_short_side: int = evaluation_option(56, "length of the shorter side in evaluation")
+    eval_short_side: int = evaluation_option(
+        56, "length of the shorter side in evaluation", at_least=1
+    )
     eval_clips: int = evaluation_option(
         1, "clips per video in evaluation, evenly spaced", at_least=1
     )
@@ -83,7 +85,6 @@ class VideoOptions(TrainingOptions):
     def check(self) -> None:
         """Refuse values out of range, and windows that don't fit into the resized frames."""
         super().check()
-        check_color_jitter(self.color_jitter)
         shortest = {"eval_short_side": self.eval_short_side}
         if self.crop_area is None:
             shortest["short_side"] = self.short_side[0]

@@ -29,7 +29,7 @@ SECONDS = datasets.Value("float64")
 class VideoData:
     """A video data set.
 
-    Args:
+    Attributes:
         train: rows with the columns video (path or bytes), label, start and end (seconds or None).
         val: the same for evaluation.
         classes: names of the labels 0..n-1.

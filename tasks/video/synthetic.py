@@ -41,7 +41,7 @@ DRIFT = 0.3  # fastest motion of the ground, in pixels per frame
 class Actor:
     """A shape of constant colour and kind, in motion or at rest.
 
-    Args:
+    Attributes:
         kind: one of SHAPES.
         color: RGB.
         phases: state at frame 0, each in [0, 1): ALONG, DOWN, SIZE and ANGLE.
@@ -120,7 +120,7 @@ def _actor(rng: np.random.Generator, speeds: np.ndarray) -> Actor:
 class SyntheticVideos:
     """The videos of both splits, opened by their paths; no such files exist.
 
-    Args:
+    Attributes:
         seed: of the data set.
     """
 

@@ -53,7 +53,7 @@ class VideoClassification(Task):
         train, val = (Reader(rows, data.open, options.decoder) for rows in (data.train, data.val))
         self.train_data = TrainDataset(train, clip, short_side, augment, options.seed)
         self.val_data = EvalDataset(val, clip, options.eval_short_side, windows)
-        self.description = {"classes": data.classes}
+        self.identity = {"classes": data.classes}
         self.dtype = compute_dtype(options.double)
         scaling = pixel_scaling(options.model)
         self.mean, self.std = scaling.of_bytes(self.dtype, device, dims=3)

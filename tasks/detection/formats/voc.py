@@ -28,7 +28,7 @@ FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
 class _Annotation:
     """What an XML file says.
 
-    Args:
+    Attributes:
         file: the XML file.
         size: (height, width), or None where it isn't given.
         objects: of each its name, its box (x, y, width, height) and whether it is difficult.
