@@ -35,7 +35,9 @@ def main(options: SegmentationOptions) -> int:
     plan = make_plan(options, len(data.train), accelerator.num_processes)
     task = Segmentation(options, data, plan, accelerator.device)
     model = build_model(task, options.seed)
+    # BatchNorm becomes SyncBatchNorm, where --norm asks for it.
     model, norm = prepare_model(accelerator, model, plan.batch_size, options)
+    # Accelerate wraps the model and trains it.
     return Trainer(accelerator, task, model, norm, plan, options).fit()
 
 

@@ -7,7 +7,7 @@ float32 and in float64, in one and in two processes on the CPU, and once more fr
 the middle. The new checkout also continues the checkpoints of the old one. All lines of
 metrics.jsonl must be the same, timings aside. Takes about 20 minutes on two cores.
 
-With --folder the runs of the old checkout are kept there and not repeated.
+With --folder the runs of the old checkout are kept there, and not repeated next time.
 """
 
 import argparse
@@ -122,9 +122,9 @@ def trainings(processes: int) -> Iterator[Training]:
 
 
 def resumed(processes: int, runs: Path, prefix: str) -> Iterator[Training]:
-    """The float32 trainings of all scripts that resume, from the checkpoints below ``runs``."""
+    """The float32 trainings again, from the checkpoints in the middle of those below ``runs``."""
     for name, script, options in trainings(processes):
-        if script != "train_pipeline" and not options["double"]:
+        if not options["double"]:
             checkpoint = runs / name / "checkpoints" / f"step_{HALF:08d}"
             yield Training(f"{prefix}-{name}", script, options | {"resume": str(checkpoint)})
 
@@ -195,26 +195,42 @@ def main() -> int:
     )
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
-    parser.add_argument("--folder", type=Path, help="keep the runs here (default: not at all)")
+    parser.add_argument(
+        "--folder", type=Path, help="of the old checkout's runs (default: they are not kept)"
+    )
     parser.add_argument("--only", default="", help="only trainings whose names contain this")
     given = parser.parse_args()
-    folder = (given.folder or Path(tempfile.mkdtemp())).resolve()
-    old_runs, new_runs = folder / "old", Path(tempfile.mkdtemp(prefix="new-", dir=folder.parent))
-    failed = 0
-    for processes in (1, 2):
-        whole = [each for each in trainings(processes) if given.only in each.name]
-        again = [e for e in resumed(processes, new_runs, "resumed") if given.only in e.name]
-        crossed = [e for e in resumed(processes, old_runs, "continued") if given.only in e.name]
-        run(given.old.resolve(), old_runs, whole, processes)
-        run(given.new.resolve(), new_runs, [*whole, *again, *crossed], processes)
-        for each in [*whole, *again, *crossed]:
-            after = HALF if "resume" in each.options else 0
-            name = each.name.removeprefix("resumed-").removeprefix("continued-")
-            found = difference(lines(old_runs / name, after), lines(new_runs / each.name, after))
-            failed += bool(found)
-            print(f"{'DIFFERS' if found else 'same':8}{each.name}  {found}", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        old_runs = (given.folder or Path(temporary) / "old").resolve()
+        new_runs = Path(temporary) / "new"
+        failed = sum(
+            compare(given.old.resolve(), given.new.resolve(), old_runs, new_runs, n, given.only)
+            for n in (1, 2)
+        )
     print(f"{failed} trainings differ" if failed else "all trainings are the same to the last bit")
     return 1 if failed else 0
+
+
+def compare(old: Path, new: Path, old_runs: Path, new_runs: Path, processes: int, only: str) -> int:
+    """Run the trainings in so many processes and print what differs; returns how many do."""
+    whole = [each for each in trainings(processes) if only in each.name]
+    again = [each for each in resumed(processes, new_runs, "resumed") if only in each.name]
+    # The pipeline script of an old checkout may keep its checkpoints elsewhere.
+    crossed = [
+        each
+        for each in resumed(processes, old_runs, "continued")
+        if only in each.name and each.script != "train_pipeline"
+    ]
+    run(old, old_runs, whole, processes)
+    run(new, new_runs, [*whole, *again, *crossed], processes)
+    failed = 0
+    for each in [*whole, *again, *crossed]:
+        after = HALF if "resume" in each.options else 0
+        name = each.name.removeprefix("resumed-").removeprefix("continued-")
+        found = difference(lines(old_runs / name, after), lines(new_runs / each.name, after))
+        failed += bool(found)
+        print(f"{'DIFFERS' if found else 'same':8}{each.name}  {found}", flush=True)
+    return failed
 
 
 if __name__ == "__main__":

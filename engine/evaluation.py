@@ -14,7 +14,7 @@ from engine.collectives import from_main_process, gather_lists, sum_over_process
 from engine.loaders import Loading, eval_loader, precise_loader
 from engine.options import TrainingOptions
 from engine.plan import Plan
-from engine.randomness import counting_freely, seed_step
+from engine.randomness import counting_freely, naming_what_is_not_deterministic, seed_step
 from engine.stop import StopRequest
 from engine.task import Batch, Evaluation, Task
 from norm import average_running_stats, precise_bn
@@ -106,7 +106,11 @@ class Evaluator:
         batches = (self.task.to_device(batch) for batch in self.precise_loader)
         seed_step(self.options.seed, step, self.accelerator.process_index)
         # A compiled graph has no place for the hooks that see the layers' input.
-        with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+        with (
+            self.accelerator.autocast(),
+            torch.compiler.set_stance("force_eager"),
+            naming_what_is_not_deterministic(),
+        ):
             precise_bn(model.train(), batches, self.options.precise_bn, forward=self._forward)
 
     def _forward(self, model: nn.Module, batch: Batch) -> None:
