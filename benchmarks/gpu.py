@@ -117,16 +117,17 @@ def run_part(part: str, arguments: list[str], device: str, deadline: float, repo
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",
         start_new_session=True,  # so that it can be ended with all that it started
     )
     expired = threading.Event()
     timer = threading.Timer(seconds, lambda: (expired.set(), end(process)))
     timer.start()
-    failures, unread = 0, []
+    outcomes, unread = [], []
     for line in process.stdout:
         result = read_line(part, line)
         if result:
-            failures += result.outcome == FAIL
+            outcomes.append(result.outcome)
             report.add(result)
         else:
             unread.append(line)
@@ -136,7 +137,7 @@ def run_part(part: str, arguments: list[str], device: str, deadline: float, repo
         report.add(Result(part, LEFT_OUT, f"ended after {seconds:.0f} s, when time was up"))
     elif expired.is_set():
         report.add(Result(part, FAIL, f"hadn't ended after {seconds:.0f} s"))
-    elif status and not failures:
+    elif not outcomes or (status and FAIL not in outcomes):
         output = "".join(unread).strip()
         last = output.splitlines()[-1] if output else "no output"
         figure = f"ended with status {status}: {last}"
@@ -203,8 +204,12 @@ def main(arguments: list[str] | None = None) -> int:
     report = Report(started)
     parts = {name: PARTS[name] for name in PARTS if name in options.only}
     with ThreadPoolExecutor(len(PARTS) if device == "cuda" else 2) as pool:
-        for part, command in parts.items():
+        begun = [
             pool.submit(run_part, part, command, device, deadline, report)
+            for part, command in parts.items()
+        ]
+    for each in begun:
+        each.result()  # raises what went wrong in the thread
     if "timings" in options.only:
         run_part("timings", TIMINGS, device, deadline, report)
 

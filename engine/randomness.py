@@ -33,8 +33,9 @@ def set_deterministic(wanted: bool) -> None:
     """
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, finds bugs only
+        torch.backends.cudnn.deterministic = True  # in evaluation too: see counting_freely
     torch.use_deterministic_algorithms(wanted)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and finds bugs only
 
 
 @contextlib.contextmanager
@@ -43,7 +44,10 @@ def naming_what_is_not_deterministic() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        found = re.match(r"(\S+) does not have a deterministic implementation", str(error))
+        # The pipeline's schedule wraps the error of a stage in its own.
+        found = re.search(
+            r"(\S+) does not have a deterministic implementation", f"{error} {error.__cause__}"
+        )
         if not found:
             raise
         raise UserError(

@@ -49,7 +49,8 @@ def compare_with_eager(
         precision: a key of TOLERANCES.
 
     Raises:
-        UserError: they differ; the message names the first parameter.
+        UserError: they differ; the message names the differing parameter that is nearest the loss,
+            where a backward pass goes wrong first.
     """
     with _no_trace(model):
         with torch.compiler.set_stance("force_eager"):
@@ -66,16 +67,41 @@ def compare_with_eager(
         )
 
 
+def rehearse(
+    step: OptimizerStep, model: nn.Module, micro_batches: list[Batch], number: int
+) -> None:
+    """Make the forward and backward passes of a step once, without a trace.
+
+    DistributedDataParallel rearranges its buckets after its first backward pass. Among more than
+    two processes the last bits of a sum depend on a value's place in them: without a rehearsal the
+    first step of a resumed run would differ from the uninterrupted run's. With ``--deterministic``
+    an operation without a deterministic form shows here, before anything is trained.
+
+    Every process must call it. Arguments are those of ``compare_with_eager``, which rehearses too.
+    """
+    with _no_trace(model):
+        _run(step, model, micro_batches, number)
+
+
 def _first_difference(eager: Pass, compiled: Pass, tolerance: float) -> str:
-    """The first quantity that differs, in words, or ""."""
+    """What differs, in words, or ""."""
     if not _close(eager.loss, compiled.loss, tolerance, floor=0.0):
         return f"the loss is {compiled.loss:.6g} instead of {eager.loss:.6g}"
-    largest = max(eager.norms.values(), default=0.0)
-    for name, norm in eager.norms.items():
-        mine = compiled.norms[name]
-        if not _close(norm, mine, tolerance, floor=NEGLIGIBLE * largest):
-            return f"the gradient of {name} has the norm {mine:.6g} instead of {norm:.6g}"
-    return ""
+    floor = NEGLIGIBLE * max(eager.norms.values(), default=0.0)
+    # A parameter without a gradient has none that counts: 0.
+    pairs = {
+        name: (eager.norms.get(name, 0.0), compiled.norms.get(name, 0.0))
+        for name in eager.norms | compiled.norms
+    }
+    differing = [
+        n for n, (want, found) in pairs.items() if not _close(want, found, tolerance, floor)
+    ]
+    if not differing:
+        return ""
+    *others, name = differing
+    want, found = pairs[name]
+    more = f" (and those of {len(others)} more parameters differ)" if others else ""
+    return f"the gradient of {name} has the norm {found:.6g} instead of {want:.6g}{more}"
 
 
 def _close(expected: float, found: float, tolerance: float, floor: float) -> bool:
@@ -100,7 +126,9 @@ def _run(step: OptimizerStep, model: nn.Module, micro_batches: list[Batch], numb
 def _no_trace(model: nn.Module) -> Iterator[None]:
     """Inside, buffers may change; afterwards they are as before."""
     saved = [buffer.clone() for buffer in model.buffers()]
-    yield
-    with torch.no_grad():
-        for buffer, value in zip(model.buffers(), saved, strict=True):
-            buffer.copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(model.buffers(), saved, strict=True):
+                buffer.copy_(value)

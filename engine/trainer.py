@@ -25,7 +25,7 @@ from engine.loss_buffer import StepRecord
 from engine.optim import create_ema, create_optimizer, lr_schedule
 from engine.options import TrainingOptions
 from engine.plan import Plan
-from engine.rehearsal import compare_with_eager
+from engine.rehearsal import compare_with_eager, rehearse
 from engine.state import Progress, State
 from engine.step import OptimizerStep
 from engine.task import Batch, Evaluation, Task
@@ -118,12 +118,8 @@ class Trainer(Loop):
         progress, plan = self.state.progress, self.plan
         step = progress.step
         micro_batches = [self.task.to_device(self._next_batch()) for _ in range(plan.grad_accum)]
-        if self.options.compile and step == self.first_step:
-            half = self.accelerator.mixed_precision != "no"
-            precision = "half" if half else "double" if self.options.double else "single"
-            compare_with_eager(
-                self.optimizer_step, self.state.model, micro_batches, step, precision
-            )
+        if step == self.first_step:
+            self._rehearse(micro_batches)
         progress.step += 1
         sums, grad_norm = self.optimizer_step(
             micro_batches,
@@ -134,6 +130,16 @@ class Trainer(Loop):
             around_last=self._probe(),
         )
         self.losses.add(progress.step, sums, grad_norm)
+
+    def _rehearse(self, micro_batches: list[Batch]) -> None:
+        """What comes before the first step: passes that leave no trace."""
+        passes = self.optimizer_step, self.state.model, micro_batches, self.first_step
+        if self.options.compile:
+            half = self.accelerator.mixed_precision != "no"
+            precision = "half" if half else "double" if self.options.double else "single"
+            compare_with_eager(*passes, precision)
+        elif self.options.deterministic or self.accelerator.num_processes > 2:
+            rehearse(*passes)
 
     @contextlib.contextmanager
     def _probe(self) -> Iterator[None]:

@@ -79,14 +79,15 @@ class JointTower(nn.Module):
 
     Args:
         channels: of every map.
+        depth: number of convolutions.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, depth: int = TOWER_DEPTH) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(TOWER_DEPTH)
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(depth)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(TOWER_DEPTH))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(depth))
         self.act = nn.ReLU()
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")

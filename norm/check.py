@@ -30,6 +30,8 @@ CHANNELS = 5
 # Largest error, relative to the largest value where that is above 1.
 LIMITS = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 TIMEOUT = timedelta(seconds=60)
+# The status of a process that has printed what failed.
+CHECK_FAILED = 3
 
 Call = Callable[[nn.Module, Tensor], Tensor]
 
@@ -74,6 +76,7 @@ def compare(
     layer = copy.deepcopy(expected).to(device)
     layer.to(torch.float64 if dtype == torch.float64 else torch.float32)
     convert_norm(layer, "sync_bn", impl="own")
+    differences: list[str] = []
     for _ in range(2):
         joined, factor = randn(2, sum(splits), CHANNELS, 3, 4).to(dtype).unbind()
         joined = joined * 3 + 2
@@ -95,23 +98,30 @@ def compare(
         for name, buffer in expected.named_buffers():
             found[name] = (layer.get_buffer(name), buffer)
         for name, (got, reference) in found.items():
-            _expect(name, got, reference, LIMITS[dtype])
+            differences.append(_difference(name, got, reference, LIMITS[dtype]))
     for name, buffer in layer.named_buffers():
         everyone = [torch.empty_like(buffer) for _ in range(world)]
         dist.all_gather(everyone, buffer)
         if not all(torch.equal(one, everyone[0]) for one in everyone):
-            raise Difference(f"{name} is not the same to the bit on all ranks")
+            differences.append(f"{name} is not the same to the bit on all ranks")
+    # Only now, after the last collective: a rank that left alone would leave the others waiting.
+    _raise_first(differences)
 
 
-def _expect(name: str, got: Tensor, want: Tensor, limit: float) -> None:
+def _difference(name: str, got: Tensor, want: Tensor, limit: float) -> str:
+    """What differs, in words, or ""."""
     if got.shape != want.shape:
-        raise Difference(f"{name} has shape {tuple(got.shape)}, not {tuple(want.shape)}")
+        return f"{name} has shape {tuple(got.shape)}, not {tuple(want.shape)}"
     if not got.numel():
-        return
+        return ""
     got, want = got.detach().cpu().double(), want.detach().double()
     off = ((got - want).abs().max() / want.abs().max().clamp(min=1)).item()
-    if not off <= limit:  # or NaN
-        raise Difference(f"{name} is off by {off:.1e}, more than {limit:.0e}")
+    return "" if off <= limit else f"{name} is off by {off:.1e}, more than {limit:.0e}"  # or NaN
+
+
+def _raise_first(differences: list[str]) -> None:
+    for difference in filter(None, differences):
+        raise Difference(difference)
 
 
 def float64(rank: int, world: int, device: str) -> None:
@@ -175,7 +185,8 @@ def second_derivatives(rank: int, world: int, device: str) -> None:
     for layer, values in zip(layers, (x, whole), strict=True):
         (grad,) = torch.autograd.grad(layer(values).sin().sum(), values, create_graph=True)
         results += torch.autograd.grad(grad.square().sum(), values)
-    _expect("second derivative", results[0], results[1].split(splits)[rank], 1e-10)
+    want = results[1].split(splits)[rank]
+    _raise_first([_difference("second derivative", results[0], want, 1e-10)])
 
 
 def direct_exchange(rank: int, world: int, device: str) -> None:
@@ -185,9 +196,9 @@ def direct_exchange(rank: int, world: int, device: str) -> None:
     if not exchange_locally():
         return
     try:
-        if not torch.equal(gather(row, group), by_gloo):
-            raise Difference("the rows are not gloo's")
+        same = torch.equal(gather(row, group), by_gloo)
         compare(rank, world, device)
+        _raise_first(["" if same else "the rows are not gloo's"])
     finally:
         exchange_locally(False)
 
@@ -248,7 +259,7 @@ def run(rank: int, world: int, device: str, folder: str) -> None:
             forced.stop()
         dist.destroy_process_group()
     if failed:
-        raise SystemExit(1)
+        raise SystemExit(CHECK_FAILED)
 
 
 def main() -> None:
@@ -267,8 +278,10 @@ def main() -> None:
             for world in CHECKS:
                 try:
                     mp.spawn(run, (world, device, folder), world)
-                except mp.ProcessExitedException:  # its lines say why
+                except mp.ProcessExitedException as error:
                     passed = False
+                    if error.exit_code != CHECK_FAILED:  # whose lines say why
+                        print(f"{device}, {world} processes: FAIL ({error})", flush=True)
                 except mp.ProcessRaisedException as error:
                     passed = False
                     print(f"{device}, {world} processes: FAIL ({error})", flush=True)

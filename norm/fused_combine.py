@@ -18,15 +18,22 @@ except ImportError:  # no CUDA build of torch: the plain version is used
 BLOCK = 128
 
 
-@functools.cache
 def can_launch(device: torch.device) -> bool:
     """Whether the kernel compiles and starts on ``device``; tried once, without waiting for it.
+
+    Not tried, and so False, while a CUDA graph is captured: compiling would spoil the capture.
 
     Warns:
         UserWarning: Triton is installed and can't compile, for want of a C compiler for instance.
     """
-    if triton is None:
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if triton is None or capturing:
         return False
+    return _try(device)
+
+
+@functools.cache
+def _try(device: torch.device) -> bool:
     try:
         combine_on_gpu(torch.ones(1, 3, device=device), 1e-5, None, None, None, None)
     except Exception as error:  # whatever a compiler, a linker or a driver may raise

@@ -13,13 +13,31 @@ import pytest
 import yaml
 
 # The tests compare bits and start several processes: they run on the CPU, also where there are
-# GPUs. Set before torch looks for them.
+# GPUs. Set before torch looks for them. Tests marked gpu undo it for what they start.
+SHOWN = os.environ.get("CUDA_VISIBLE_DEVICES")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from tests.table import SCRIPTS
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+
+
+def environment_with_gpus() -> dict[str, str]:
+    """The environment as it was before the tests hid the GPUs."""
+    hidden = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    return hidden if SHOWN is None else hidden | {"CUDA_VISIBLE_DEVICES": SHOWN}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked gpu where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    found = [sys.executable, "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"]
+    if subprocess.run(found, env=environment_with_gpus(), check=False).returncode:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @dataclass

@@ -1,10 +1,13 @@
 """benchmarks/gpu.py: one part of its rehearsal, and what it does with a part that goes wrong."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from benchmarks import gpu
+from tests.conftest import ROOT, environment_with_gpus
 
 
 @pytest.fixture
@@ -29,6 +32,25 @@ def test_the_kernels_pass_and_the_rest_is_named(run, capsys):
     assert outcomes.count("PASS") == 13
     assert results["Triton kernel, the same bits"]["figure"] == "needs a GPU"
     assert "13 passed, 0 failed, 2 left out" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+def test_the_layer_on_a_gpu(tmp_path):
+    parts = ["--only", "self_test", "kernels", "group_of_one", "--json", str(tmp_path / "gpu.json")]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py", *parts],
+        cwd=ROOT,
+        env=environment_with_gpus(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_part_that_says_nothing_fails(run):
+    status, results = run("--only", "silent", silent=["compileall", "-q", "errors.py"])
+    assert status == 1 and results["silent"]["outcome"] == "FAIL"
 
 
 def test_a_failure_ends_nothing_and_is_the_exit_status(run, monkeypatch, capsys):

@@ -26,6 +26,7 @@ from norm import (
     choose_norm,
     convert_norm,
     fused_combine,
+    groups,
     kernels,
     precise_bn,
     rank_disagreement,
@@ -144,6 +145,42 @@ def test_compiled_gradients_are_the_eager_ones(group_of_one, dtype):
         network(x).backward(factor)
     for got, want in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(got.grad, want.grad)
+
+
+class Branches(nn.Module):
+    """Parallel layers, whose order a compiler could choose by what each needs of the memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.short = conv_norm(3, 8), conv_norm(8, 9), conv_norm(3, 9)
+        self.wide, self.narrow = conv_norm(3, 13), conv_norm(13, 9)
+
+    def forward(self, x):
+        wide = self.wide(x).relu()
+        y = self.second(self.first(x).relu())
+        return (y + self.short(x) + self.narrow(wide)).relu()
+
+
+def conv_norm(channels, width):
+    return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), SyncBatchNorm(width))
+
+
+def test_the_compiler_keeps_the_order_of_the_collectives(group_of_one, monkeypatch):
+    """Ranks whose compilers choose otherwise would meet in different collectives."""
+    torch._dynamo.reset()
+    widths, gather = [], groups._all_gather
+
+    def recording(flat, row, ranks):
+        widths.append(row.numel())
+        return gather(flat, row, ranks)
+
+    monkeypatch.setattr(groups, "_all_gather", recording)
+    model, x = Branches(), torch.randn(4, 3, 16, 16)
+    model(x).sum().backward()
+    eager = widths.copy()
+    widths.clear()
+    torch.compile(model)(x).sum().backward()
+    assert len(eager) == 10 and widths == eager
 
 
 def test_what_the_self_test_finds(group_of_one, monkeypatch):
@@ -382,11 +419,11 @@ def test_a_triton_that_cannot_compile_is_done_without(monkeypatch):
             raise OSError("no C compiler")
 
     monkeypatch.setattr(fused_combine, "_combine", Broken())
-    fused_combine.can_launch.cache_clear()
+    fused_combine._try.cache_clear()
     with pytest.warns(UserWarning, match="without its Triton kernel.*no C compiler"):
         assert not fused_combine.can_launch(torch.device("cpu"))
     assert not fused_combine.can_launch(torch.device("cpu"))  # and warns once
-    fused_combine.can_launch.cache_clear()
+    fused_combine._try.cache_clear()
 
 
 def test_the_triton_kernel_starts_on_the_device_of_its_tensors(monkeypatch):

@@ -13,7 +13,7 @@ from errors import UserError
 class Steps:
     """Stands for an OptimizerStep whose compiled passes scale losses and one layer's gradients."""
 
-    def __init__(self, model: nn.Module, loss: float, gradient: float, random: bool) -> None:
+    def __init__(self, model: nn.Module, loss: float, gradient: float | None, random: bool) -> None:
         self.model, self.loss, self.gradient, self.random = model, loss, gradient, random
         self.optimizer = torch.optim.SGD(model.parameters(), 0.1)
 
@@ -25,7 +25,8 @@ class Steps:
         loss.backward()
         if not eager:
             loss = loss * self.loss
-            self.model[2].weight.grad.mul_(self.gradient)
+            weight = self.model[2].weight
+            weight.grad = None if self.gradient is None else weight.grad * self.gradient
         sums = StepSums()
         sums.add(Losses({"all": loss}))
         return sums.over_processes(0)
@@ -41,10 +42,11 @@ class Steps:
         (1.2, 1.0, False, "the loss is"),
         (1.2, 2.0, True, None),  # draws otherwise
         (1.0, 0.0, True, "the gradient of 2.weight has the norm 0"),
+        (1.0, None, False, "the gradient of 2.weight has the norm 0"),
         (1.0, float("nan"), True, "the gradient of 2.weight has the norm nan"),
     ],
 )
-def test_a_difference_names_the_first_parameter(loss, gradient, random, words) -> None:
+def test_a_difference_names_the_parameter(loss, gradient, random, words) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
