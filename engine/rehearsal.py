@@ -1,7 +1,8 @@
-"""The first step of a compiled run, held against the same step without the compiler.
+"""Passes before the first step of a run, which leave no trace.
 
 A compiler's mistake can leave a loss right and its gradients wrong: such a network trains nothing
-and says nothing. So both passes run once, before the first step, and leave no trace.
+and says nothing. So a compiled run makes its first step's passes eagerly and compiled, and compares
+them. Runs of more than two processes, and deterministic ones, rehearse for their own reasons.
 """
 
 import contextlib
