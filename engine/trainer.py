@@ -31,7 +31,7 @@ from engine.step import OptimizerStep
 from engine.task import Batch, Evaluation, Task
 from errors import UserError
 from models.weights import NAMED_WEIGHTS, refuse_incomplete
-from norm import Disagreement, NormChoice, rank_disagreement
+from norm import COMPILE_OPTIONS, Disagreement, NormChoice, rank_disagreement
 
 
 class Trainer(Loop):
@@ -93,7 +93,7 @@ class Trainer(Loop):
         self.loaders = self.train_batches, *self.evaluator.loaders
 
         if options.compile:
-            model.compile()
+            model.compile(options=COMPILE_OPTIONS)
         wrapped, optimizer = accelerator.prepare(model, optimizer)
         self.optimizer_step = OptimizerStep(
             accelerator, task, wrapped, optimizer, self.state, plan, options

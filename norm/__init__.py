@@ -19,11 +19,12 @@ To read it, begin with the layer and follow a batch through it:
 from .choose import NormChoice, choose_norm
 from .convert import FrozenBatchNorm, NormError, convert_norm
 from .disagreement import Disagreement, rank_disagreement
-from .groups import exchange_locally
+from .groups import COMPILE_OPTIONS, exchange_locally
 from .layer import SyncBatchNorm
 from .running_stats import average_running_stats, precise_bn
 
 __all__ = [
+    "COMPILE_OPTIONS",
     "Disagreement",
     "FrozenBatchNorm",
     "NormChoice",

@@ -26,6 +26,11 @@ from .local_exchange import LocalExchange, connect
 # rounds over the ranks where the gather makes one.
 GLOO_GATHER_RANKS = 8
 
+# The options of torch.compile for a network with several ranks. By default Inductor orders the
+# collectives of parallel branches as the memory asks: a rank that compiled another graph, or runs
+# eagerly, would meet the others in different collectives.
+COMPILE_OPTIONS = {"reorder_for_peak_memory": False}
+
 
 # torch 2.14 prefers a new name for the same function, which 2.11 lacks.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -80,7 +85,7 @@ def gather(row: Tensor, group: Group) -> Tensor:
     """Every rank's ``row``, (K,), as one (ranks, K) tensor. One collective."""
     if torch.compiler.is_compiling():
         rows = row.new_empty(group.size, row.numel())
-        _gather_into(rows, _turn(row.device), row, group.name)
+        _gather_into(rows, row, group.name)
         return rows
     row, ranks = row.contiguous(), process_group(group.name)
     if _local is not None and _local.takes(row, ranks):
@@ -109,36 +114,25 @@ def gather_by_sum(row: Tensor, group: Group) -> Tensor:
 def _all_reduce(tensor: Tensor, name: str) -> Tensor:
     total = tensor.clone(memory_format=torch.contiguous_format)
     if torch.compiler.is_compiling():
-        _all_reduce_in_place(total, _turn(total.device), name)
+        _all_reduce_in_place(total, name)
     else:
         dist.all_reduce(total, group=process_group(name))
     return total
 
 
 # The operators of compiled code. Both write into an argument: one that doesn't may be left out by
-# the compiler, as on a rank whose input gradient is empty, while the other ranks wait for it. They
-# also say that they write into ``turn``, which all of them share: otherwise Inductor orders those
-# of parallel branches as the memory asks, and ranks meet in different collectives. Their namespace
-# is the folder's name, because two copies of it may be imported into one process.
+# the compiler, as on a rank whose input gradient is empty, while the other ranks wait for it. Their
+# namespace is the folder's name, because two copies of it may be imported into one process.
 _NAMESPACE = __package__.replace(".", "_")
-_turns: dict[torch.device, Tensor] = {}
 
 
-@torch.compiler.assume_constant_result
-def _turn(device: torch.device) -> Tensor:
-    """The tensor that orders the collectives on a device; nothing is ever written into it."""
-    if device not in _turns:
-        _turns[device] = torch.zeros((), device=device)
-    return _turns[device]
-
-
-@torch.library.custom_op(f"{_NAMESPACE}::gather_into", mutates_args=("rows", "turn"))
-def _gather_into(rows: Tensor, turn: Tensor, row: Tensor, name: str) -> None:
+@torch.library.custom_op(f"{_NAMESPACE}::gather_into", mutates_args=("rows",))
+def _gather_into(rows: Tensor, row: Tensor, name: str) -> None:
     rows.copy_(gather(row, Group(name, len(rows))))
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::all_reduce", mutates_args=("total", "turn"))
-def _all_reduce_in_place(total: Tensor, turn: Tensor, name: str) -> None:
+@torch.library.custom_op(f"{_NAMESPACE}::all_reduce", mutates_args=("total",))
+def _all_reduce_in_place(total: Tensor, name: str) -> None:
     dist.all_reduce(total, group=process_group(name))
 
 
