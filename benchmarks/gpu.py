@@ -204,12 +204,13 @@ def main(arguments: list[str] | None = None) -> int:
     report = Report(started)
     parts = {name: PARTS[name] for name in PARTS if name in options.only}
     with ThreadPoolExecutor(len(PARTS) if device == "cuda" else 2) as pool:
-        begun = [
-            pool.submit(run_part, part, command, device, deadline, report)
+        begun = {
+            part: pool.submit(run_part, part, command, device, deadline, report)
             for part, command in parts.items()
-        ]
-    for each in begun:
-        each.result()  # raises what went wrong in the thread
+        }
+    for part, thread in begun.items():
+        if error := thread.exception():
+            report.add(Result(part, FAIL, f"{type(error).__name__}: {error}"))
     if "timings" in options.only:
         run_part("timings", TIMINGS, device, deadline, report)
 

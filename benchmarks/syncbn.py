@@ -40,7 +40,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from norm import convert_norm, exchange_locally
+from norm import COMPILE_OPTIONS, convert_norm, exchange_locally
 from norm.groups import Group, SumOverRanks, find_group
 
 
@@ -102,7 +102,7 @@ class Stepper:
     def __init__(self, model: nn.Module, x: Tensor, compiled: bool):
         model = model.to(x.device)
         if compiled:
-            model = torch.compile(model, fullgraph=True)
+            model = torch.compile(model, fullgraph=True, options=COMPILE_OPTIONS)
         with warnings.catch_warnings():  # torch 2.15 prefers another name, which 2.11 lacks
             warnings.simplefilter("ignore", FutureWarning)
             self.model = DistributedDataParallel(model, broadcast_buffers=False)

@@ -101,7 +101,7 @@ def _first_difference(eager: Pass, compiled: Pass, tolerance: float) -> str:
         return ""
     *others, name = differing
     want, found = pairs[name]
-    more = f" (and those of {len(others)} more parameters differ)" if others else ""
+    more = f", and {len(others)} more differ" if others else ""
     return f"the gradient of {name} has the norm {found:.6g} instead of {want:.6g}{more}"
 
 

@@ -53,6 +53,15 @@ def test_a_part_that_says_nothing_fails(run):
     assert status == 1 and results["silent"]["outcome"] == "FAIL"
 
 
+def test_a_part_whose_thread_raises_fails(run, monkeypatch):
+    def raising(*_):
+        raise UnicodeError("unreadable")
+
+    monkeypatch.setattr(gpu, "run_part", raising)
+    status, results = run("--only", "broken", broken=["part"])
+    assert status == 1 and results["broken"]["figure"] == "UnicodeError: unreadable"
+
+
 def test_a_failure_ends_nothing_and_is_the_exit_status(run, monkeypatch, capsys):
     monkeypatch.setitem(gpu.LIMIT, "cpu", 1.0)
     hanging = ["timeit", "-n", "1", "__import__('time').sleep(60)"]
