@@ -39,7 +39,7 @@ WAYS = {
     "bf16": ("bf16", {}, 0.1),
     "fp16": ("fp16", {}, 0.1),
 }
-LACKING = {"pipeline": ("compiled", "fp16")}  # options that a script doesn't have
+LACKING = {"pipeline": ("compiled", "fp16", "deterministic")}  # options that a script doesn't have
 # A CPU rehearses one script in all ways that it can, the others in float32.
 REHEARSED = "classification"
 # The losses of a resumed run may differ from the uninterrupted one's by this, relatively: on a GPU
@@ -135,12 +135,17 @@ class Script:
                 name = f"{self.name}, {', '.join(['resumed', *ways])}"
                 Result(name, LEFT_OUT, f"on the CPU only {REHEARSED} rehearses these").send()
                 ways = []
-        with ThreadPoolExecutor(1 if self.device == "cpu" else 1 + len(ways)) as pool:
+        with ThreadPoolExecutor(1 if self.device == "cpu" else 3 + len(ways)) as pool:
             plain = pool.submit(self.train, "float32")
             runs = {way: pool.submit(self._in_way, way) for way in ways}
+            in_full = self.device == "cuda" or self.name == REHEARSED
+            if in_full and "deterministic" not in LACKING.get(self.name, ()):
+                repeated = pool.submit(self.train, "deterministic", deterministic=True)
+                pool.submit(self._check, "deterministic", partial(self.deterministic, repeated))
             self._check("float32", lambda: self._losses_of(plain.result()))
-            if plain.exception() is None and (self.device == "cuda" or self.name == REHEARSED):
-                self._check("resumed", partial(self.resumed, plain.result()))
+            if plain.exception() is None and in_full:
+                limit = RESUMED[self.device]
+                self._check("resumed", lambda: self.resumed(plain.result(), limit))
             for way, run in runs.items():
                 self._check(way, partial(self.like_float32, way, run, plain))
 
@@ -185,19 +190,39 @@ class Script:
             raise Failed(f"the first loss is {first:.4f}, in float32 {expected:.4f}")
         return f"{figure}; the first {off:.0e} from float32's"
 
-    def resumed(self, plain: Run) -> str:
-        """Resume the float32 run at its middle, in another folder, and compare the losses.
+    def deterministic(self, repeated: Future[Run]) -> str:
+        """A run with ``--deterministic``, resumed; or the operation that it was refused for.
+
+        Raises:
+            Failed: a loss of the resumed run has other bits.
+        """
+        try:
+            run = repeated.result()
+        except Failed as error:
+            sentence = str(error).splitlines()[0]
+            if "has no deterministic form" in sentence:
+                return f"refused before training: {sentence}"
+            raise
+        return self.resumed(run, 0.0, deterministic=True)
+
+    def resumed(self, plain: Run, limit: float, **options: object) -> str:
+        """Resume a run at its middle, in another folder, and compare the losses.
+
+        Args:
+            plain: the uninterrupted run.
+            limit: of a relative difference.
+            options: that the run was started with beside the usual ones.
 
         Raises:
             Failed: a loss is another.
         """
         checkpoint = min((plain.path / "checkpoints").glob("step_*"))
-        losses = self.train("resumed", resume=checkpoint).losses
+        folder = f"{plain.path.name}_resumed"
+        losses = self.train(folder, resume=checkpoint, **options).losses
         expected = plain.losses[self.half :]
         if len(losses) != len(expected):
             raise Failed(f"{len(losses)} steps followed step {self.half}, not {len(expected)}")
         off = max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
-        limit = RESUMED[self.device]
         if not off <= limit:
             raise Failed(f"the losses are off by {off:.1e}, more than {limit:.0e}")
         return f"losses within {off:.1e} of the uninterrupted run's"
