@@ -47,15 +47,16 @@ class GlobalSums(NamedTuple):
     """The sums of one step over its micro-batches and all processes, on the device.
 
     Attributes:
-        parts: the parts of the global loss, float64 scalars by name.
-        counts: the global counts, float64 scalars by name.
-        signals: for each of SIGNALS, how many processes were asked to stop by it.
+        values: float64, the parts of the global loss, then the global counts, then for each of
+            SIGNALS how many processes were asked to stop by it.
+        parts: names of the parts.
+        counts: names of the counts.
         gradient_factor: by which the gradients are still to be multiplied, or None.
     """
 
-    parts: dict[str, Tensor]
-    counts: dict[str, Tensor]
-    signals: dict[int, Tensor]
+    values: Tensor
+    parts: tuple[str, ...]
+    counts: tuple[str, ...]
     gradient_factor: Tensor | None
 
 
@@ -63,38 +64,42 @@ class StepSums:
     """Parts of the loss and counts of one step, over the micro-batches of this process."""
 
     def __init__(self) -> None:
-        self.parts: dict[str, Tensor] = {}
-        self.counts: dict[str, Tensor] = {}
+        self._sums: Tensor | None = None
+        self._names: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
         self._divide_by: str | None = None
 
     def add(self, losses: Losses) -> None:
         """Add a micro-batch."""
-        for sums, values in ((self.parts, losses.parts), (self.counts, losses.counts)):
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0) + value.detach().double()
-        self._divide_by = losses.divide_by
+        values = [*losses.parts.values(), *losses.counts.values()]
+        row = torch.stack([value.detach().double() for value in values])
+        self._sums = row if self._sums is None else self._sums + row
+        self._names, self._divide_by = (tuple(losses.parts), tuple(losses.counts)), losses.divide_by
 
-    def over_processes(self, signum: int) -> GlobalSums:
+    def over_processes(self, signals: Tensor) -> GlobalSums:
         """Add up the sums of all processes, and divide by the global count that the loss names.
 
         The gradient is linear in that divisor, so the division may come after the backward pass.
         One collective, no device sync.
 
         Args:
-            signum: the signal for which this process was asked to stop, or 0.
+            signals: from ``signal_flags``, on the losses' device.
         """
-        sums = [*self.parts.values(), *self.counts.values()]
-        # new_full, unlike new_tensor, doesn't wait for the device.
-        flags = [sums[0].new_full((), float(signum == wanted)) for wanted in SIGNALS]
-        values = iter(sum_over_processes(torch.stack([*sums, *flags])).unbind())
-        parts, counts, signals = (
-            {name: next(values) for name in names} for names in (self.parts, self.counts, SIGNALS)
-        )
+        parts, counts = self._names
+        values = sum_over_processes(torch.cat([self._sums, signals]))
         factor = None
         if self._divide_by:
-            factor = 1 / counts[self._divide_by].clamp(min=1)
-            parts = {name: part * factor for name, part in parts.items()}
-        return GlobalSums(parts, counts, signals, factor)
+            place = len(parts) + counts.index(self._divide_by)
+            factor = 1 / values[place].clamp(min=1)
+            values[: len(parts)] *= factor
+        return GlobalSums(values, parts, counts, factor)
+
+
+def signal_flags(signum: int, device: torch.device) -> Tensor:
+    """float64 (len(SIGNALS),) with 1 for the signal ``signum``, which may be 0 for none."""
+    flags = torch.zeros(len(SIGNALS), dtype=torch.float64, device=device)
+    if signum in SIGNALS:
+        flags[SIGNALS.index(signum)] = 1
+    return flags
 
 
 class LossBuffer:
@@ -109,27 +114,19 @@ class LossBuffer:
 
     def read(self) -> list[StepRecord]:
         """The steps since the last reading, at least one (a device sync)."""
-        tensors = [
-            tensor.double()
+        rows = [
+            sums.values if grad_norm is None else torch.cat([sums.values, grad_norm.double()[None]])
             for _, sums, grad_norm in self._steps
-            for tensor in (
-                *sums.parts.values(),
-                *sums.counts.values(),
-                *sums.signals.values(),
-                *([] if grad_norm is None else [grad_norm]),
-            )
         ]
-        values = iter(torch.stack(tensors).tolist())
-        records = [
-            StepRecord(
-                step=step,
-                parts={name: next(values) for name in sums.parts},
-                counts={name: next(values) for name in sums.counts},
-                signum=_first_signal({signum: next(values) for signum in sums.signals}),
-                grad_norm=None if grad_norm is None else next(values),
+        values = iter(torch.cat(rows).tolist())
+        records = []
+        for step, sums, grad_norm in self._steps:
+            parts, counts, signals = (
+                {name: next(values) for name in names}
+                for names in (sums.parts, sums.counts, SIGNALS)
             )
-            for step, sums, grad_norm in self._steps
-        ]
+            norm = None if grad_norm is None else next(values)
+            records.append(StepRecord(step, parts, counts, norm, _first_signal(signals)))
         self._steps.clear()
         return records
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from engine.options import TrainingOptions
 
@@ -54,15 +54,43 @@ def lr_schedule(options: TrainingOptions, steps: int, peak: float) -> Callable[[
     return lambda step: peak * factor(step)
 
 
-def create_ema(model: nn.Module, decay: float) -> ModelEmaV3 | None:
-    """An exponential moving average of weights and running statistics; None for decay 0.
+class WeightAverage(ModelEmaV3):
+    """An exponential moving average of a model's weights and running statistics.
 
-    Early on the average follows the weights faster (timm's warm-up: after update n it keeps
-    ``min(decay, 1 - n^(-2/3))`` of itself), so it isn't dominated by the random start. Call
-    ``update(model, step)`` with the number of optimizer steps done: given the step it has no
-    state besides the weights.
+    Early on it follows the weights faster (timm's warm-up: after update n it keeps
+    ``min(decay, 1 - n^(-2/3))`` of itself), so it isn't dominated by the random start. Given the
+    step it has no state besides the weights.
+
+    timm looks the tensors up at every update, which takes as long as the update itself. Here they
+    are looked up once: the model may change its tensors, but not exchange them.
+
+    Args:
+        model: on its device.
+        decay: in (0, 1).
     """
-    return ModelEmaV3(model, decay=decay, use_warmup=True) if decay else None
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, decay=decay, use_warmup=True)
+        states = self.module.state_dict().values(), model.state_dict().values()
+        pairs = list(zip(*states, strict=True))
+        self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the model's weights after ``step`` optimizer steps, and its counters as is."""
+        torch._foreach_lerp_(*_lists(self._floats), weight=1 - self.get_decay(step))
+        if self._counters:
+            torch._foreach_copy_(*_lists(self._counters))
+
+
+def _lists(pairs: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    return [one for one, _ in pairs], [other for _, other in pairs]
+
+
+def create_ema(model: nn.Module, decay: float) -> WeightAverage | None:
+    """The average of the weights; None for decay 0."""
+    return WeightAverage(model, decay) if decay else None
 
 
 def all_finite(model: nn.Module) -> bool:

@@ -238,6 +238,11 @@ class TrainingOptions(CommonOptions):
         True, "channels-last memory format of images and convolutions", resume="free"
     )
     compile: bool = model_option(False, "torch.compile the model", resume="free")
+    cuda_graph: Literal["auto", "on", "off"] = model_option(
+        "auto",
+        "replay each step as a CUDA graph; auto: in one process on a GPU, where that is possible",
+        resume="free",
+    )
     norm: Literal["auto", "bn", "sync_bn", "group_norm", "frozen_bn"] = norm_option(
         "auto",
         "normalisation layer; auto: sync_bn for several processes with small batches",

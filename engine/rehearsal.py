@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from engine.loss_buffer import GlobalSums
 from engine.step import OptimizerStep
 from engine.task import Batch
 from errors import UserError
@@ -60,7 +61,7 @@ def compare_with_eager(
         compiled = _run(step, model, micro_batches, number)
     is_random = not math.isclose(other.loss, eager.loss, rel_tol=ROUNDING)
     tolerance = math.inf if is_random else TOLERANCES[precision]
-    found = _first_difference(eager, compiled, tolerance)
+    found = first_difference(eager, compiled, tolerance)
     if found:
         raise UserError(
             f"Compiled, the first step is wrong under torch {torch.__version__}: {found}. Train "
@@ -84,7 +85,7 @@ def rehearse(
         _run(step, model, micro_batches, number)
 
 
-def _first_difference(eager: Pass, compiled: Pass, tolerance: float) -> str:
+def first_difference(eager: Pass, compiled: Pass, tolerance: float) -> str:
     """What differs, in words, or ""."""
     if not _close(eager.loss, compiled.loss, tolerance, floor=0.0):
         return f"the loss is {compiled.loss:.6g} instead of {eager.loss:.6g}"
@@ -115,11 +116,18 @@ def _close(expected: float, found: float, tolerance: float, floor: float) -> boo
 
 def _run(step: OptimizerStep, model: nn.Module, micro_batches: list[Batch], number: int) -> Pass:
     """One pass of a step without the optimizer; a device sync."""
-    sums = step.gradients(micro_batches, number, 0, contextlib.nullcontext())
+    step.seed(number)
+    model.train()
+    sums = step.gradients(micro_batches)
+    return take_pass(model, step.optimizer, sums)
+
+
+def take_pass(model: nn.Module, optimizer: torch.optim.Optimizer, sums: GlobalSums) -> Pass:
+    """The loss and the gradients' norms of a pass just made (a device sync); ends its gradients."""
     named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     norms = torch.stack(torch._foreach_norm(list(named.values()))).tolist() if named else []
-    step.optimizer.zero_grad()
-    loss = sum(part.item() for part in sums.parts.values())
+    optimizer.zero_grad()
+    loss = sums.values[: len(sums.parts)].sum().item()
     return Pass(loss, dict(zip(named, norms, strict=True)))
 
 

@@ -1,14 +1,13 @@
 """One optimizer step: everything between two batches."""
 
 import contextlib
-import math
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from engine.collectives import sum_over_processes
-from engine.loss_buffer import GlobalSums, StepSums
+from engine.loss_buffer import GlobalSums, StepSums, signal_flags
 from engine.options import TrainingOptions
 from engine.plan import Plan
 from engine.randomness import naming_what_is_not_deterministic, seed_step
@@ -44,9 +43,9 @@ class OptimizerStep:
     ) -> None:
         self.accelerator, self.task, self.plan, self.options = accelerator, task, plan, options
         self.model, self.optimizer, self.state = model, optimizer, state
-        self.images = torch.tensor(
-            plan.global_batch_size, dtype=torch.float64, device=accelerator.device
-        )
+        device = accelerator.device
+        self.images = torch.tensor(plan.global_batch_size, dtype=torch.float64, device=device)
+        self.signals = signal_flags(0, device)
 
     def __call__(
         self,
@@ -55,7 +54,7 @@ class OptimizerStep:
         lr: float,
         signum: int,
         measure_gradient: bool,
-        around_last: contextlib.AbstractContextManager,
+        around_last: contextlib.AbstractContextManager | None,
     ) -> tuple[GlobalSums, Tensor | None]:
         """Make one step. Two small collectives, or one, besides the gradients' and the layers'.
 
@@ -65,7 +64,7 @@ class OptimizerStep:
             lr: learning rate.
             signum: the signal for which this process was asked to stop, or 0.
             measure_gradient: whether the gradient's norm is wanted, also where nothing is clipped.
-            around_last: entered around the last forward and backward pass.
+            around_last: entered around the last forward and backward pass, or None.
 
         Returns:
             The global losses and counts, and the gradient's norm or None.
@@ -73,41 +72,69 @@ class OptimizerStep:
         Raises:
             UserError: a BatchNorm layer gets one value per channel.
         """
-        sums = self.gradients(micro_batches, step, signum, around_last)
-        grad_norm = None
-        if self.options.clip_grad or measure_gradient:
-            largest = self.options.clip_grad or math.inf
-            grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), largest)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
+        self.seed(step)
+        self.set_learning_rate(lr)
+        if signum:
+            self.signals.copy_(signal_flags(signum, self.signals.device))
+        if not self.state.model.training:  # walking over the modules takes as long as small layers
+            self.model.train()
+        result = self.on_device(micro_batches, measure_gradient, around_last)
         self.optimizer.zero_grad()
         if self.state.ema:
-            self.state.ema.update(self.state.model, step + 1)
+            self.state.ema.update(step + 1)
+        return result
+
+    def seed(self, step: int) -> None:
+        """Seed what is random on the device in step ``step``."""
+        seed_step(self.options.seed, step, self.accelerator.process_index)
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Set the learning rate of the next step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def on_device(
+        self,
+        micro_batches: list[Batch],
+        measure_gradient: bool,
+        around_last: contextlib.AbstractContextManager | None = None,
+    ) -> tuple[GlobalSums, Tensor | None]:
+        """What the device does in a step, the averaging apart; the gradients are left in place.
+
+        Arguments and result are those of ``__call__``.
+        """
+        sums = self.gradients(micro_batches, around_last)
+        grad_norm = None
+        if self.options.clip_grad:
+            parameters = self.model.parameters()
+            grad_norm = self.accelerator.clip_grad_norm_(parameters, self.options.clip_grad)
+        elif measure_gradient:
+            self.accelerator.unscale_gradients(self.optimizer)
+            grad_norm = nn.utils.get_total_norm(self._gradients())
+        self.optimizer.step()
         return sums, grad_norm
 
     def gradients(
         self,
         micro_batches: list[Batch],
-        step: int,
-        signum: int,
-        around_last: contextlib.AbstractContextManager,
+        around_last: contextlib.AbstractContextManager | None = None,
     ) -> GlobalSums:
         """Compute the global gradient; arguments and result are those of ``__call__``."""
         denominators = self._denominators(micro_batches)
-        seed_step(self.options.seed, step, self.accelerator.process_index)
-        self.model.train()
         sums = StepSums()
         for batch in micro_batches[:-1]:
             with self.accelerator.no_sync(self.model):
                 sums.add(self._forward_backward(batch, denominators))
-        with around_last:
+        with around_last or contextlib.nullcontext():
             sums.add(self._forward_backward(micro_batches[-1], denominators))
-        total = sums.over_processes(signum)
+        total = sums.over_processes(self.signals)
         if total.gradient_factor is not None:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            gradients = self._gradients()
             torch._foreach_mul_(gradients, total.gradient_factor.to(gradients[0].dtype))
         return total
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
 
     def _denominators(self, batches: list[Batch]) -> dict[str, Tensor]:
         """The denominators of the global loss; one collective where the task has its own."""

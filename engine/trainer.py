@@ -15,9 +15,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from engine.captured_step import CapturedStep, captures, graph_recorder
 from engine.evaluation import Evaluator
 from engine.loaders import Loading, count_workers, train_batches
 from engine.loop import Loop
@@ -25,7 +27,7 @@ from engine.loss_buffer import StepRecord
 from engine.optim import create_ema, create_optimizer, lr_schedule
 from engine.options import TrainingOptions
 from engine.plan import Plan
-from engine.rehearsal import compare_with_eager, rehearse
+from engine.rehearsal import TOLERANCES, compare_with_eager, rehearse
 from engine.state import Progress, State
 from engine.step import OptimizerStep
 from engine.task import Batch, Evaluation, Task
@@ -94,10 +96,22 @@ class Trainer(Loop):
 
         if options.compile:
             model.compile(options=COMPILE_OPTIONS)
+        captured = captures(accelerator, options)
+        if captured:
+            # Captured work can't be on the default stream, and DDP stays on the one it is made on.
+            torch.cuda.synchronize()
+            torch.cuda.set_stream(torch.cuda.Stream())
         wrapped, optimizer = accelerator.prepare(model, optimizer)
-        self.optimizer_step = OptimizerStep(
-            accelerator, task, wrapped, optimizer, self.state, plan, options
-        )
+        parts = accelerator, task, wrapped, optimizer, self.state, plan, options
+        if captured:
+            self.optimizer_step: OptimizerStep = CapturedStep(
+                *parts,
+                tolerance=TOLERANCES[self._precision()],
+                must=options.cuda_graph == "on",
+                record=graph_recorder(),
+            )
+        else:
+            self.optimizer_step = OptimizerStep(*parts)
         self.disagreement: Disagreement | None = None
         self._start(checkpoint)
 
@@ -121,13 +135,14 @@ class Trainer(Loop):
         if step == self.first_step:
             self._rehearse(micro_batches)
         progress.step += 1
+        several = plan.num_processes > 1 and not self.options.compile
         sums, grad_norm = self.optimizer_step(
             micro_batches,
             step,
             lr=self.learning_rate(step),
             signum=self.stop.signum,
             measure_gradient=self._log_due() or self._save_due(),
-            around_last=self._probe(),
+            around_last=self._probe() if several and self._eval_due() else None,
         )
         self.losses.add(progress.step, sums, grad_norm)
 
@@ -135,18 +150,18 @@ class Trainer(Loop):
         """What comes before the first step: passes that leave no trace."""
         passes = self.optimizer_step, self.state.model, micro_batches, self.first_step
         if self.options.compile:
-            half = self.accelerator.mixed_precision != "no"
-            precision = "half" if half else "double" if self.options.double else "single"
-            compare_with_eager(*passes, precision)
+            compare_with_eager(*passes, self._precision())
         elif self.options.deterministic or self.accelerator.num_processes > 2:
             rehearse(*passes)
 
+    def _precision(self) -> str:
+        """What is computed in, as a key of TOLERANCES."""
+        half = self.accelerator.mixed_precision != "no"
+        return "half" if half else "double" if self.options.double else "single"
+
     @contextlib.contextmanager
     def _probe(self) -> Iterator[None]:
-        """In the step before an evaluation, measure how far the processes' batches disagree."""
-        if not self._eval_due() or self.plan.num_processes == 1 or self.options.compile:
-            yield
-            return
+        """Measure how far the processes' batches disagree."""
         with rank_disagreement(self.state.model) as probe:  # one collective, one device sync
             yield
         if probe.result.layers:

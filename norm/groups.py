@@ -97,22 +97,29 @@ def gather(row: Tensor, group: Group) -> Tensor:
     return flat.view(group.size, -1)
 
 
-def sum_over_ranks(vector: Tensor, group: Group) -> Tensor:
-    """The sum of every rank's ``vector``, bit-identical on all ranks. One collective."""
+def sum_over_ranks(vector: Tensor, group: Group, in_place: bool = False) -> Tensor:
+    """The sum of every rank's ``vector``, bit-identical on all ranks. One collective.
+
+    Args:
+        vector: (K,), as long on all ranks.
+        group: of the ranks.
+        in_place: whether ``vector`` may be overwritten.
+    """
     if vector.device.type == "cpu" and group.size <= GLOO_GATHER_RANKS:
         return gather(vector, group).sum(0)
-    return _all_reduce(vector, group.name)
+    return _all_reduce(vector, group.name, in_place)
 
 
 def gather_by_sum(row: Tensor, group: Group) -> Tensor:
     """``gather`` for CUDA tensors on gloo, which sums them in all versions and gathers in some."""
     before = dist.get_rank(process_group(group.name)) * row.numel()
     after = (group.size - 1) * row.numel() - before
-    return _all_reduce(functional.pad(row, (before, after)), group.name).view(group.size, -1)
+    padded = functional.pad(row, (before, after))
+    return _all_reduce(padded, group.name, in_place=True).view(group.size, -1)
 
 
-def _all_reduce(tensor: Tensor, name: str) -> Tensor:
-    total = tensor.clone(memory_format=torch.contiguous_format)
+def _all_reduce(tensor: Tensor, name: str, in_place: bool) -> Tensor:
+    total = tensor if in_place else tensor.clone(memory_format=torch.contiguous_format)
     if torch.compiler.is_compiling():
         _all_reduce_in_place(total, name)
     else:

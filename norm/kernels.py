@@ -6,7 +6,9 @@ Notation (N_r values per channel on rank r, W ranks, C channels):
                N = Σ n_r   μ = Σ n_r m_r / N   σ² = Σ n_r (v_r + (m_r - μ)²) / N   i = 1/√(σ² + ε)
                y = w (x - μ) i + b        w and b: the layer's weight and bias
     backward   A = Σ g     B = Σ g x̂           over all ranks, with x̂ = (x - μ) i
-               dx = w i (g - A/N - x̂ B/N)
+               dx = w i (g - A/N - x̂ B/N)      db = A and dw = B of the local values
+
+On CUDA the second sum that the ranks exchange is B/i = Σ g (x - μ), as torch's kernels take it.
 
 Combining means and variances (Chan, Golub and LeVeque, 1979) keeps the precision that the sums of x
 and x² lose: at mean/std = 1e3 those are 19 % wrong in float32.
@@ -19,7 +21,7 @@ here reads a value on the host, but for one check on the CPU (``normalise``).
 import torch
 from torch import Tensor
 
-from .fused_combine import can_launch, combine_on_gpu
+from .fused import PARTS, can_launch, combine_on_gpu, pack_on_gpu
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
@@ -91,14 +93,16 @@ def local_statistics(x: Tensor) -> Tensor:
     Returns:
         (2C+1,) in the accumulation dtype.
     """
-    dtype = accumulation_dtype(x)
-    number = torch.full((1,), x.numel() // x.size(1), dtype=dtype, device=x.device)
+    dtype, number = accumulation_dtype(x), x.numel() // x.size(1)
     if _native_cuda(x):
         # channels_last_3d has no kernel of its own, and the general one rounds the mean of float16
         # to float16. With two of its dimensions taken as one, such an x is channels_last.
         flat = x if x.dim() < 5 or x.is_contiguous() else x.flatten(2, 3)
         mean, var = torch.batch_norm_update_stats(flat, None, None, 0.0)
-        return torch.cat([mean, var, number])
+        if mean.dtype == torch.float32 and can_launch(x.device):
+            return pack_on_gpu(mean, var, number)
+        return torch.cat([mean, var, mean.new_full((1,), number)])
+    number = torch.full((1,), number, dtype=dtype, device=x.device)
     # Two passes. Faster on CPU than var_mean (10x) and than BatchNorm's own kernel (2x).
     axes = _all_but_channel(x)
     at_least_one = number.clamp(min=1)
@@ -149,7 +153,8 @@ def combine_and_track(
         momentum: weight of the new value, or None for the cumulative average.
 
     Returns:
-        mean (C,), biased variance (C,), 1/√(variance + eps) (C,), number of values (scalar).
+        mean (C,), biased variance (C,), 1/√(variance + eps) (C,), and the number of values: a
+        scalar tensor or, on CUDA in eager mode, int32 (PARTS,), whose sum it is.
     """
     fused = rows.device.type == "cuda" and rows.dtype == torch.float32
     if fused and not torch.compiler.is_compiling() and can_launch(rows.device):
@@ -164,7 +169,17 @@ def combine_and_track(
         step = step.to(running_mean.dtype)
         running_mean.lerp_(mean.to(running_mean.dtype), step)
         running_var.lerp_(unbiased.to(running_var.dtype), step)
+    if rows.device.type == "cuda" and not torch.compiler.is_compiling():
+        total = _in_parts(total)
     return mean, var, (var + eps).rsqrt(), total
+
+
+def _in_parts(total: Tensor) -> Tensor:
+    """A number of values as int32 (PARTS,), whose sum it is; an int32 alone ends at 2³¹."""
+    share, rest = total.long() // PARTS, total.long() % PARTS
+    parts = share.repeat(PARTS)
+    parts[0] += rest
+    return parts.int()
 
 
 def normalise(x, weight, bias, mean, var, invstd, eps):
@@ -193,23 +208,43 @@ def normalise(x, weight, bias, mean, var, invstd, eps):
     return cast(y, x.dtype)
 
 
-def gradient_sums(grad, x, mean, var, invstd, eps) -> Tensor:
-    """This rank's part of [A, B] = [Σ g, Σ g x̂], which are also its db and dw. (2C,)."""
+def gradient_sums(grad, x, weight, mean, var, invstd, eps) -> tuple[Tensor, Tensor, Tensor]:
+    """This rank's sums of the backward pass.
+
+    Args:
+        grad: g, like x.
+        x: (N, C, ...), dense.
+        weight: (C,) in the accumulation dtype, or None.
+        mean: μ, (C,).
+        var: σ², (C,).
+        invstd: i, (C,).
+        eps: ε, as in invstd.
+
+    Returns:
+        [A, B], or [A, B/i] on CUDA, (2C,), which ``input_gradient`` takes when it has been summed
+        over the ranks; dw (C,) and db (C,). On CUDA the first shares no memory with the others.
+    """
     if _native_cpu(x):
         # BatchNorm's backward in evaluation mode computes just these two sums, in one pass.
-        _, weight_grad, bias_grad = torch.ops.aten.native_batch_norm_backward(
+        _, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
             _like(grad, x), x, invstd, mean, var, None, None, False, eps, [False, True, True]
         )
-        return torch.cat([bias_grad, weight_grad])
+        return torch.cat([dbias, dweight]), dweight, dbias
     if _native_cuda(x):
-        sums, sums_xmu, _, _ = torch.batch_norm_backward_reduce(
-            _like(grad, x), x, mean, invstd, None, True, False, False
+        affine = weight is not None
+        sum_grad, sum_grad_xmu, dweight, dbias = torch.batch_norm_backward_reduce(
+            _like(grad, x), x, mean, invstd, weight, True, affine, affine
         )
-        return torch.cat([sums, sums_xmu * invstd])
+        return torch.cat([sum_grad, sum_grad_xmu]), dweight, dbias
     axes = _all_but_channel(x)
     grad = cast(grad, mean.dtype)
-    normalised = (cast(x, mean.dtype) - _per_channel(mean, x)) * _per_channel(invstd, x)
-    return torch.cat([grad.sum(axes), (grad * normalised).sum(axes)])
+    centred = cast(x, mean.dtype) - _per_channel(mean, x)
+    dbias = grad.sum(axes)
+    if x.device.type == "cuda":
+        sum_grad_xmu = (grad * centred).sum(axes)
+        return torch.cat([dbias, sum_grad_xmu]), sum_grad_xmu * invstd, dbias
+    dweight = (grad * (centred * _per_channel(invstd, x))).sum(axes)
+    return torch.cat([dbias, dweight]), dweight, dbias
 
 
 def input_gradient(grad, x, weight, mean, var, invstd, eps, sums, total) -> Tensor:
@@ -223,19 +258,15 @@ def input_gradient(grad, x, weight, mean, var, invstd, eps, sums, total) -> Tens
         var: σ², (C,).
         invstd: i, (C,).
         eps: ε, as in invstd.
-        sums: [A, B] over all ranks, (2C,).
-        total: N, a scalar tensor.
+        sums: those of ``gradient_sums`` over all ranks, (2C,).
+        total: N as ``combine_and_track`` gives it.
     """
     if _native_cuda(x):
-        # The kernel takes Σ g and Σ g (x - μ) and divides both by N, an int32 that 2³¹ values
-        # overflow: it gets them divided already, and 1.
-        sum_grad, sum_grad_x = (sums / total).chunk(2)
-        one = torch.ones(1, dtype=torch.int32, device=x.device)
         return torch.batch_norm_backward_elemt(
-            _like(grad, x), x, mean, invstd, weight, sum_grad, sum_grad_x / invstd, one
+            _like(grad, x), x, mean, invstd, weight, *sums.chunk(2), total
         )
     sum_grad, sum_grad_x = sums.chunk(2)
-    at_least_one = total.clamp(min=1)
+    at_least_one = total.sum().clamp(min=1)
     scale = invstd if weight is None else invstd * weight
     if _native_cpu(x):
         # -w i (x̂ B/N + A/N) is a BatchNorm of x with other coefficients; adding w i g is a second
@@ -245,6 +276,8 @@ def input_gradient(grad, x, weight, mean, var, invstd, eps, sums, total) -> Tens
             x, factor * sum_grad_x, factor * sum_grad, mean, var, False, 0.0, eps
         )[0]
         return dx.addcmul_(_like(grad, x), _per_channel(scale, x))
+    if x.device.type == "cuda":
+        sum_grad_x = sum_grad_x * invstd
     mean_grad = _per_channel(sum_grad / at_least_one, x)
     slope = _per_channel(sum_grad_x * invstd / at_least_one, x)
     centred = cast(x, mean.dtype) - _per_channel(mean, x)

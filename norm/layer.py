@@ -156,14 +156,16 @@ class _Normalise(torch.autograd.Function):
         x, weight, bias, mean, var, invstd, total = ctx.saved_tensors
         eps, group = ctx.eps, ctx.group
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            dx, dweight, dbias = _differentiable_backward(grad, x, weight, total, eps, group)
+            number = total.sum().to(mean.dtype).clamp(min=1)
+            dx, dweight, dbias = _differentiable_backward(grad, x, weight, number, eps, group)
         else:
-            sums = kernels.gradient_sums(grad, x, mean, var, invstd, eps)
-            dbias, dweight = sums.chunk(2)
+            gamma = None if weight is None else kernels.cast(weight, mean.dtype)
+            sums, dweight, dbias = kernels.gradient_sums(grad, x, gamma, mean, var, invstd, eps)
             dx = None
             if ctx.needs_input_grad[0]:
-                sums = sum_over_ranks(sums, group)  # collective
-                gamma = None if weight is None else kernels.cast(weight, mean.dtype)
+                sums = sum_over_ranks(
+                    sums, group, in_place=sums.device.type == "cuda"
+                )  # collective
                 dx = kernels.input_gradient(grad, x, gamma, mean, var, invstd, eps, sums, total)
         dweight = dweight.to(weight.dtype) if ctx.needs_input_grad[1] else None
         dbias = dbias.to(bias.dtype) if ctx.needs_input_grad[2] else None
@@ -195,7 +197,7 @@ def _unwrapped(x: Tensor) -> Tensor:
     return x
 
 
-def _differentiable_backward(grad, x, weight, total, eps, group):
+def _differentiable_backward(grad, x, weight, number, eps, group):
     """The same gradients from differentiable steps, for derivatives of any higher order.
 
     The statistics are computed once more from x, so that the graph knows how they depend on it.
@@ -203,8 +205,7 @@ def _differentiable_backward(grad, x, weight, total, eps, group):
     """
     axes = [d for d in range(x.dim()) if d != 1]
     shape = [1, -1] + [1] * (x.dim() - 2)
-    grad, x_acc = grad.to(total.dtype), x.to(total.dtype)
-    number = total.clamp(min=1)
+    grad, x_acc = grad.to(number.dtype), x.to(number.dtype)
     mean = SumOverRanks.apply(x_acc.sum(axes), group) / number
     centred = x_acc - mean.view(shape)
     var = SumOverRanks.apply(centred.square().sum(axes), group) / number
@@ -213,7 +214,7 @@ def _differentiable_backward(grad, x, weight, total, eps, group):
     sums = torch.cat([grad.sum(axes), (grad * normalised).sum(axes)])
     dbias, dweight = sums.chunk(2)
     mean_grad, slope = (SumOverRanks.apply(sums, group) / number).chunk(2)
-    scale = invstd if weight is None else invstd * weight.to(total.dtype)
+    scale = invstd if weight is None else invstd * weight.to(number.dtype)
     dx = grad - mean_grad.view(shape) - normalised * slope.view(shape)
     return (dx * scale.view(shape)).to(x.dtype), dweight, dbias
 

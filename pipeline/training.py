@@ -14,7 +14,7 @@ from data.pixels import IMAGENET
 from engine.collectives import sum_over_processes
 from engine.loaders import Loading, count_workers
 from engine.loop import Loop
-from engine.loss_buffer import StepRecord, StepSums
+from engine.loss_buffer import StepRecord, StepSums, signal_flags
 from engine.plan import Plan
 from engine.randomness import naming_what_is_not_deterministic
 from engine.report import peak_memory_bytes
@@ -117,7 +117,7 @@ class PipelineTrainer(Loop):
         sums = StepSums()
         loss = torch.zeros((), device=self.device) if loss is None else loss
         sums.add(Losses({"ce": loss.double() / self.place.replicas}))
-        total = sums.over_processes(self.stop.signum)
+        total = sums.over_processes(signal_flags(self.stop.signum, self.device))
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(progress.step)
         optimizer.step()

@@ -26,7 +26,7 @@ from norm import (
     check,
     choose_norm,
     convert_norm,
-    fused_combine,
+    fused,
     groups,
     kernels,
     precise_bn,
@@ -316,7 +316,7 @@ def test_native_and_plain_kernels_agree(monkeypatch):
         return (
             kernels.normalise(x, weight, bias, mean, var, invstd, 1e-5),
             kernels.normalise(x, None, None, mean, var, invstd, 1e-5),
-            kernels.gradient_sums(grad, x, mean, var, invstd, 1e-5),
+            *kernels.gradient_sums(grad, x, weight, mean, var, invstd, 1e-5),
             kernels.input_gradient(grad, x, weight, mean, var, invstd, 1e-5, sums, total),
             kernels.input_gradient(grad, x, None, mean, var, invstd, 1e-5, sums, total),
         )
@@ -329,7 +329,7 @@ def test_native_and_plain_kernels_agree(monkeypatch):
 
 TRITON_ON_CPU = """
 import torch
-from norm import fused_combine, kernels
+from norm import fused, kernels
 for ranks, channels in ((2, 5), (3, 128), (4, 300)):
     for momentum in (0.1, None):
         for empty in ((), (1,), range(ranks)):
@@ -341,13 +341,19 @@ for ranks, channels in ((2, 5), (3, 128), (4, 300)):
             args = [(torch.rand(channels), torch.rand(channels), torch.tensor(3)) for _ in "ab"]
             for mine, other in zip(args[0], args[1]):
                 other.copy_(mine)
-            got = fused_combine.combine_on_gpu(rows, 1e-5, *args[0], momentum)
+            got = fused.combine_on_gpu(rows, 1e-5, *args[0], momentum)
             want = kernels.combine_and_track(rows, 1e-5, *args[1], momentum)
-            for one, two in zip((*got, *args[0]), (*want, *args[1])):
+            for one, two in zip((*got[:3], *args[0]), (*want[:3], *args[1])):
                 torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
-    got = fused_combine.combine_on_gpu(rows, 1e-5, None, None, None, 0.1)
+            assert got[3].dtype == torch.int32 and got[3].sum() == want[3]
+    got = fused.combine_on_gpu(rows, 1e-5, None, None, None, 0.1)
     for one, two in zip(got, kernels.combine(rows)[:2]):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+    mean, var = torch.rand(2, channels)
+    row = fused.pack_on_gpu(mean, var, 2**24 - 1)
+    assert torch.equal(row, torch.cat([mean, var, torch.tensor([2.0**24 - 1])]))
+one = torch.tensor([0.0, 0.0, 2.0**33])
+assert fused.combine_on_gpu(one[None], 1e-5, None, None, None, None)[3].sum() == 2**33
 print("agree")
 """
 
@@ -367,13 +373,14 @@ def test_the_calls_of_the_cuda_kernels(monkeypatch, times):
 
     def backward_reduce(grad, x, mean, invstd, weight, *wanted):
         sums_xmu = (grad * (x - view(mean))).sum((0, 2, 3))
-        assert weight is None and wanted == (True, False, False)
-        return grad.sum((0, 2, 3)), sums_xmu, None, None
+        assert wanted == (True, True, True)
+        return grad.sum((0, 2, 3)), sums_xmu, sums_xmu * invstd, grad.sum((0, 2, 3))
 
     def backward_elemt(grad, x, mean, invstd, weight, sums, sums_xmu, count):
-        assert count.dtype == torch.int32 and count.sum() > 0
-        slope = view(invstd.square() * sums_xmu / count)
-        return (grad - view(sums / count) - (x - view(mean)) * slope) * view(invstd * weight)
+        assert count.dtype == torch.int32
+        number = count.sum()  # of int32 values, in 64 bits
+        slope = view(invstd.square() * sums_xmu / number)
+        return (grad - view(sums / number) - (x - view(mean)) * slope) * view(invstd * weight)
 
     x = torch.randn(3, 5, 4, 4).to(memory_format=torch.channels_last)
     grad, weight, bias = torch.randn(3, 5, 4, 4), torch.rand(5), torch.rand(5)
@@ -381,6 +388,7 @@ def test_the_calls_of_the_cuda_kernels(monkeypatch, times):
     for as_cuda in (False, True):
         if as_cuda:
             monkeypatch.setattr(kernels, "_native_cuda", lambda x: True)
+            monkeypatch.setattr(kernels, "can_launch", lambda device: False)
             for function in (elemt, backward_reduce, backward_elemt):
                 monkeypatch.setattr(torch, f"batch_norm_{function.__name__}", function)
         monkeypatch.setattr(kernels, "_native_cpu", lambda x: False)
@@ -388,10 +396,12 @@ def test_the_calls_of_the_cuda_kernels(monkeypatch, times):
         mean, var, total = kernels.combine(row[None])
         invstd = (var + 1e-5).rsqrt()
         y = kernels.normalise(x, weight, bias, mean, var, invstd, 1e-5)
-        sums = kernels.gradient_sums(grad, x, mean, var, invstd, 1e-5)
-        everyones = sums * times, total * times
+        sums, *parameters = kernels.gradient_sums(grad, x, weight, mean, var, invstd, 1e-5)
+        number = kernels._in_parts(total * times) if as_cuda else total * times
+        assert number.sum() == 3 * 4 * 4 * times
+        everyones = sums * times, number
         dx = kernels.input_gradient(grad, x, weight, mean, var, invstd, 1e-5, *everyones)
-        results.append((row, y, sums, dx))
+        results.append((row, y, *parameters, dx))
     for plain, cuda in zip(*results, strict=True):
         torch.testing.assert_close(cuda, plain, rtol=1e-5, atol=1e-5)
 
@@ -407,6 +417,7 @@ def test_the_mean_of_float16_in_channels_last_3d_is_not_rounded(monkeypatch):
         return mean if known or x.dtype != torch.float16 else mean.half().float(), var
 
     monkeypatch.setattr(kernels, "_native_cuda", lambda x: True)
+    monkeypatch.setattr(kernels, "can_launch", lambda device: False)
     monkeypatch.setattr(torch, "batch_norm_update_stats", update_stats)
     for shape in ((2, 5, 3, 4, 6), (1, 5, 1, 4, 1), (2, 1, 3, 4, 6)):
         x = (torch.randn(shape) + 3).half().contiguous(memory_format=torch.channels_last_3d)
@@ -419,12 +430,25 @@ def test_a_triton_that_cannot_compile_is_done_without(monkeypatch):
         def __getitem__(self, grid):
             raise OSError("no C compiler")
 
-    monkeypatch.setattr(fused_combine, "_combine", Broken())
-    fused_combine._try.cache_clear()
-    with pytest.warns(UserWarning, match="without its Triton kernel.*no C compiler"):
-        assert not fused_combine.can_launch(torch.device("cpu"))
-    assert not fused_combine.can_launch(torch.device("cpu"))  # and warns once
-    fused_combine._try.cache_clear()
+    monkeypatch.setattr(fused, "_pack", Broken())
+    monkeypatch.setattr(fused, "_works", {})
+    with pytest.warns(UserWarning, match="without its Triton kernels.*no C compiler"):
+        assert not fused.can_launch(torch.device("cpu"))
+    assert not fused.can_launch(torch.device("cpu"))  # and warns once
+
+
+def test_the_triton_kernels_stay_while_a_graph_is_captured(monkeypatch):
+    """They are tried before; while capturing, twenty launches took their place."""
+    gpu = torch.device("cuda")
+    tried = []
+    monkeypatch.setattr(fused, "_works", {})
+    monkeypatch.setattr(fused, "_try", lambda device: not tried.append(device))
+    monkeypatch.setattr(fused, "triton", object())
+    capturing = [True, False, True]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing.pop(0))
+    assert not fused.can_launch(gpu) and not tried
+    assert fused.can_launch(gpu) and fused.can_launch(gpu)
+    assert tried == [gpu]
 
 
 def test_the_triton_kernel_starts_on_the_device_of_its_tensors(monkeypatch):
@@ -440,9 +464,9 @@ def test_the_triton_kernel_starts_on_the_device_of_its_tensors(monkeypatch):
         yield
         devices.append("back")
 
-    monkeypatch.setattr(fused_combine, "_combine", Kernel())
+    monkeypatch.setattr(fused, "_combine", Kernel())
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    fused_combine.combine_on_gpu(torch.ones(2, 5), 1e-5, None, None, None, 0.1)
+    fused.combine_on_gpu(torch.ones(2, 5), 1e-5, None, None, None, 0.1)
     assert devices == [(2, 5), "launched", "back"]
 
 

@@ -73,7 +73,7 @@ def test_the_average_follows_early_and_smooths_late() -> None:
             for parameter in model.parameters():
                 parameter.add_(0.1)
             model[1].running_mean.fill_(step)
-        ema.update(model, step)
+        ema.update(step)
         keep = min(0.9, 1 - step ** (-2 / 3)) if step > 1 else 0.0
         expected = [
             keep * e + (1 - keep) * p for e, p in zip(expected, model.parameters(), strict=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.loss_buffer import GlobalSums, StepSums
+from engine.loss_buffer import GlobalSums, StepSums, signal_flags
 from engine.rehearsal import compare_with_eager
 from engine.task import Losses
 from errors import UserError
@@ -17,11 +17,14 @@ class Steps:
         self.model, self.loss, self.gradient, self.random = model, loss, gradient, random
         self.optimizer = torch.optim.SGD(model.parameters(), 0.1)
 
-    def gradients(self, micro_batches: list, step: int, *_: object) -> GlobalSums:
+    def seed(self, step: int) -> None:
+        self.step = step
+
+    def gradients(self, micro_batches: list) -> GlobalSums:
         eager = (
             torch.compiler.is_compiling() or torch._dynamo.eval_frame._stance.stance != "default"
         )
-        loss = self.model(micro_batches[0]).square().mean() * (1 + self.random * step)
+        loss = self.model(micro_batches[0]).square().mean() * (1 + self.random * self.step)
         loss.backward()
         if not eager:
             loss = loss * self.loss
@@ -29,7 +32,7 @@ class Steps:
             weight.grad = None if self.gradient is None else weight.grad * self.gradient
         sums = StepSums()
         sums.add(Losses({"all": loss}))
-        return sums.over_processes(0)
+        return sums.over_processes(signal_flags(0, torch.device("cpu")))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.on_gpu.result import Failed, needs_gpu, run_check
 from benchmarks.syncbn import backend, forced_paths
-from norm import SyncBatchNorm, check, convert_norm, fused_combine, kernels
+from norm import SyncBatchNorm, check, convert_norm, fused, kernels
 
 EPS = 1e-3
 MOMENTUM = 0.25
@@ -124,9 +124,10 @@ def _one_case(
     )
     ys = [kernels.normalise(part, weight, bias, mean, var, invstd, EPS) for part in xs]
     pairs = list(zip(grads, xs, strict=True))
-    sums = torch.stack(
-        [kernels.gradient_sums(g, part, mean, var, invstd, EPS) for g, part in pairs]
-    ).sum(0)
+    each = [kernels.gradient_sums(g, part, weight, mean, var, invstd, EPS) for g, part in pairs]
+    sums, weight_grad, bias_grad = (
+        torch.stack(tensors).sum(0) for tensors in zip(*each, strict=True)
+    )
     input_grads = [
         kernels.input_gradient(g, part, weight, mean, var, invstd, EPS, sums, total)
         for g, part in pairs
@@ -152,8 +153,8 @@ def _one_case(
     values = {
         "output": error(torch.cat(ys), want),
         "gradient of the input": error(torch.cat(input_grads), x64.grad, steepest),
-        "gradient of bias": error(sums[:channels], bias64.grad, most),
-        "gradient of weight": error(sums[channels:], weight64.grad, 3 * most),
+        "gradient of bias": error(bias_grad, bias64.grad, most),
+        "gradient of weight": error(weight_grad, weight64.grad, 3 * most),
     }
     moved = 1 - MOMENTUM + MOMENTUM * unbiased
     statistics = {
@@ -193,7 +194,7 @@ def triton_against_float64(device: str) -> str:
                     if empty:
                         rows[::2] = 0
                     rows = rows.to(device)
-                    found = _combined(fused_combine.combine_on_gpu, rows, momentum)
+                    found = _combined(fused.combine_on_gpu, rows, momentum)
                     with mock.patch.object(kernels, "can_launch", lambda device: False):
                         expected = _combined(kernels.combine_and_track, rows.double(), momentum)
                     errors = {name: error(tensor, expected[name]) for name, tensor in found.items()}
@@ -207,9 +208,9 @@ def triton_repeats_its_bits(device: str) -> str:
     rows = (torch.rand(8, 2 * 2048 + 1, generator=torch.Generator().manual_seed(0)) + 0.5).to(
         device
     )
-    first = _combined(fused_combine.combine_on_gpu, rows, 0.1)
+    first = _combined(fused.combine_on_gpu, rows, 0.1)
     for repeat in range(1, 50):
-        for name, tensor in _combined(fused_combine.combine_on_gpu, rows, 0.1).items():
+        for name, tensor in _combined(fused.combine_on_gpu, rows, 0.1).items():
             if not torch.equal(tensor, first[name]):
                 raise Failed(f"{name} has other bits in run {repeat + 1} than in the first")
     return "50 runs"
@@ -222,7 +223,8 @@ def _combined(combine: Callable, rows: Tensor, momentum: float | None) -> dict[s
     found = combine(rows, EPS, running_mean, running_var, batches, momentum)
     names = ("mean", "variance", "1/deviation", "total")
     state = {"running mean": running_mean, "running variance": running_var, "batches": batches}
-    return dict(zip(names, found, strict=True)) | state
+    named = dict(zip(names, found, strict=True))
+    return named | state | {"total": named["total"].sum()}
 
 
 # --------------------------------------------------------------------------- a group of one

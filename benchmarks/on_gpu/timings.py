@@ -49,11 +49,13 @@ NETWORK = {"cuda": "resnet50", "cpu": "resnet18"}
 BATCHES = {"cuda": (2, 8, 64), "cpu": (2,)}
 # About how many seconds each timing takes.
 SECONDS = {
-    "cuda": {"launches": 4, "layer": 4, "step": 12, "loop": 45},
+    "cuda": {"launches": 4, "layer": 4, "step": 12, "loop": 40},
     "cpu": {"layer": 2, "step": 10, "loop": 20},
 }
 # Images, height and width, and optimizer steps of the loop.
-LOOP = {"cuda": (64, 224, 300), "cpu": (4, 64, 20)}
+LOOPS = {"cuda": ((8, 224, 300), (64, 224, 200)), "cpu": ((4, 64, 20),)}
+# How the script makes its steps.
+STEPS = {"cuda": {"script, eager": "off", "script, captured": "on"}, "cpu": {"script": "off"}}
 CAPTURED_CALLS = 5
 
 Call = Callable[[], object]
@@ -208,37 +210,39 @@ def time_step(device: str, batch: int) -> dict[str, dict[str, float]]:
     return numbers
 
 
-def time_loop(device: str) -> dict[str, dict[str, float]]:
+def time_loop(device: str, batch: int, size: int, steps: int) -> dict[str, dict[str, float]]:
     """Images per second of train_classification.py, and of a loop around one batch.
 
     Both with the same network, batch, optimizer and precision, and without averaged weights. The
     loop around one batch runs before and after the script.
     """
-    batch, size, steps = LOOP[device]
     before = _bare_loop(device, batch, size, steps // 5)
-    with tempfile.TemporaryDirectory() as folder:
-        run = train(
-            "classification",
-            device,
-            Path(folder) / "loop",
-            "bf16" if device == "cuda" else "no",
-            dataset="fake",
-            model=NETWORK[device],
-            image_size=[size, size],
-            batch_size=batch,
-            max_steps=steps,
-            eval_every=steps,
-            log_every=steps // 10,
-            limit_val=batch,
-            optimizer="sgd",
-            ema=0,
-            pictures=0,
-            num_workers=max(1, (os.cpu_count() or 1) - 2),
-        )
-    script = statistics.median(run.speeds[2:])
+    speeds, waiting = {}, {}
+    for name, cuda_graph in STEPS[device].items():
+        with tempfile.TemporaryDirectory() as folder:
+            run = train(
+                "classification",
+                device,
+                Path(folder) / "loop",
+                "bf16" if device == "cuda" else "no",
+                dataset="fake",
+                model=NETWORK[device],
+                image_size=[size, size],
+                batch_size=batch,
+                max_steps=steps,
+                eval_every=steps,
+                log_every=steps // 10,
+                limit_val=batch,
+                optimizer="sgd",
+                ema=0,
+                pictures=0,
+                num_workers=max(1, (os.cpu_count() or 1) - 2),
+                cuda_graph=cuda_graph,
+            )
+        speeds[name] = statistics.median(run.speeds[2:])
+        waiting[name] = 100 * run.summary["data_wait_fraction"]
     bare = statistics.mean([before, _bare_loop(device, batch, size, steps // 5)])
-    waiting = 100 * run.summary["data_wait_fraction"]
-    return {"images/s": {"bare loop": bare, "script": script}, "waiting, %": {"script": waiting}}
+    return {"images/s": {"bare loop": bare} | speeds, "waiting, %": waiting}
 
 
 def _bare_loop(device: str, batch: int, size: int, steps: int) -> float:
@@ -280,8 +284,9 @@ def timings(device: str) -> list[Timing]:
     for batch in BATCHES[device]:
         step = partial(time_step, device, batch)
         found.append(Timing(f"step of {NETWORK[device]}, {batch} images", step, seconds["step"]))
-    loop = partial(time_loop, device)
-    found.append(Timing("loop of train_classification.py", loop, seconds["loop"]))
+    for loop in LOOPS[device]:
+        name = f"loop of train_classification.py, {loop[0]} images"
+        found.append(Timing(name, partial(time_loop, device, *loop), seconds["loop"]))
     return found
 
 

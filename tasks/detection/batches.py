@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
-ROUND = 8  # the number of boxes per image is a multiple of it, so that few shapes occur
+# The numbers of boxes per image, so that few shapes of batches occur: 8, 12, 16, 24, 32, 48, ...
+FEWEST = 8
 PADDING = -1  # label of a box that only fills a batch
 
 
@@ -17,8 +18,7 @@ def collate_train(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         for padding, "masks": uint8 (B, M, H, W) if the samples have them}; M is the largest
         number of objects, rounded up to a multiple of 8 and at least 8.
     """
-    longest = max(1, *(len(sample["labels"]) for sample in samples))
-    slots = -(-longest // ROUND) * ROUND
+    slots = slots_for(max(len(sample["labels"]) for sample in samples))
     batch = {
         # In a worker it stacks right into shared memory.
         "image": default_collate([sample["image"] for sample in samples]),
@@ -28,6 +28,14 @@ def collate_train(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     if "masks" in samples[0]:
         batch["masks"] = _padded([sample["masks"] for sample in samples], slots, 0)
     return batch
+
+
+def slots_for(objects: int) -> int:
+    """The smallest of 8, 12, 16, 24, 32, 48, ... that is at least ``objects``."""
+    slots = FEWEST
+    while slots < objects:
+        slots = slots * 3 // 2 if slots & (slots - 1) == 0 else slots * 4 // 3
+    return slots
 
 
 def _padded(rows: list[torch.Tensor], slots: int, value: int) -> torch.Tensor:

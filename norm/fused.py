@@ -1,9 +1,8 @@
-"""``kernels.combine_and_track`` as one Triton kernel: one launch in place of about twenty.
+"""What would take many small launches on a GPU, as Triton kernels of one launch each.
 
-The tests run it on the CPU, in Triton's interpreter.
+The tests run them on the CPU, in Triton's interpreter.
 """
 
-import functools
 import warnings
 
 import torch
@@ -16,31 +15,37 @@ except ImportError:  # no CUDA build of torch: the plain version is used
     triton = None
 
 BLOCK = 128
+# torch's backward kernel takes the number of values as int32 parts that it adds up in 64 bits.
+PARTS = 8
+
+_works: dict[torch.device, bool] = {}  # the devices on which the kernels were tried
 
 
 def can_launch(device: torch.device) -> bool:
-    """Whether the kernel compiles and starts on ``device``; tried once, without waiting for it.
+    """Whether the kernels compile and start on ``device``; tried once, without waiting for it.
 
-    Not tried, and so False, while a CUDA graph is captured: compiling would spoil the capture.
+    Not tried while a CUDA graph is captured, which compiling would spoil: False where no layer ran
+    before the capture.
 
     Warns:
         UserWarning: Triton is installed and can't compile, for want of a C compiler for instance.
     """
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    if triton is None or capturing:
-        return False
-    return _try(device)
+    if device not in _works:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return False
+        _works[device] = triton is not None and _try(device)
+    return _works[device]
 
 
-@functools.cache
 def _try(device: torch.device) -> bool:
     try:
-        combine_on_gpu(torch.ones(1, 3, device=device), 1e-5, None, None, None, None)
+        one = torch.ones(1, device=device)
+        combine_on_gpu(pack_on_gpu(one, one, 1)[None], 1e-5, None, None, None, None)
     except Exception as error:  # whatever a compiler, a linker or a driver may raise
         warnings.warn(
-            f"SyncBatchNorm goes without its Triton kernel, which can't be compiled here "
+            f"SyncBatchNorm goes without its Triton kernels, which can't be compiled here "
             f"({type(error).__name__}: {error}): its statistics take about twenty launches per "
-            "layer in place of one.",
+            "layer in place of two.",
             stacklevel=2,
         )
         return False
@@ -50,12 +55,20 @@ def _try(device: torch.device) -> bool:
 if triton is not None:
 
     @triton.jit
+    def _pack(mean, var, number, row, channels, BLOCK: tl.constexpr):
+        channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        inside = channel < channels
+        tl.store(row + channel, tl.load(mean + channel, mask=inside), mask=inside)
+        tl.store(row + channels + channel, tl.load(var + channel, mask=inside), mask=inside)
+        tl.store(row + 2 * channels, number)
+
+    @triton.jit
     def _combine(
         rows,
         mean_out,
         var_out,
         invstd_out,
-        total_out,
+        parts_out,
         running_mean,
         running_var,
         batches,
@@ -66,6 +79,7 @@ if triton is not None:
         TRACK: tl.constexpr,
         CUMULATIVE: tl.constexpr,
         BLOCK: tl.constexpr,
+        PARTS: tl.constexpr,
     ):
         channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         inside = channel < channels
@@ -88,8 +102,11 @@ if triton is not None:
         tl.store(mean_out + channel, mean, mask=inside)
         tl.store(var_out + channel, var, mask=inside)
         tl.store(invstd_out + channel, 1.0 / tl.sqrt(var + eps), mask=inside)
-        # Every program stores the same number: no program waits for another.
-        tl.store(total_out, total)
+        # Every program stores the same numbers: no program waits for another.
+        part = tl.arange(0, PARTS)
+        share = total.to(tl.int64) // PARTS
+        rest = total.to(tl.int64) - PARTS * share
+        tl.store(parts_out + part, (share + tl.where(part == 0, rest, 0)).to(tl.int32))
         if TRACK:
             counted = total > 0
             if CUMULATIVE:
@@ -109,6 +126,18 @@ if triton is not None:
             tl.store(running_var + channel, new_var, mask=inside)
 
 
+def pack_on_gpu(mean: Tensor, var: Tensor, number: int) -> Tensor:
+    """The row [mean, var, number], (2C+1,), of float32 statistics; one launch."""
+    channels = len(mean)
+    row = mean.new_empty(2 * channels + 1)
+    # Triton launches on the current device, which need not be that of the tensors.
+    with torch.cuda.device_of(row):
+        # As a float the number doesn't make Triton compile a kernel for every kind of integer.
+        blocks = (triton.cdiv(channels, BLOCK),)
+        _pack[blocks](mean, var, float(number), row, channels, BLOCK=BLOCK)
+    return row
+
+
 def combine_on_gpu(
     rows: Tensor,
     eps: float,
@@ -122,12 +151,11 @@ def combine_on_gpu(
     ranks, width = rows.shape
     channels = (width - 1) // 2
     mean, var, invstd = rows.new_empty(3, channels).unbind(0)
-    total = rows.new_empty(())
+    total = rows.new_empty(PARTS, dtype=torch.int32)
     track = running_mean is not None
     if track and momentum is None:
         # Counted before the launch: its programs all read the number and could not also write it.
         batches.add_(rows[:, -1].sum() > 0)
-    # Triton launches on the current device, which need not be that of the tensors.
     with torch.cuda.device_of(rows):
         _combine[(triton.cdiv(channels, BLOCK),)](
             rows,
@@ -145,5 +173,6 @@ def combine_on_gpu(
             TRACK=track,
             CUMULATIVE=momentum is None,
             BLOCK=BLOCK,
+            PARTS=PARTS,
         )
     return mean, var, invstd, total

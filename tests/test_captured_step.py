@@ -1,0 +1,122 @@
+"""Captured steps, with a stand-in for CUDA's graphs that runs the work again at every replay.
+
+That the graphs themselves give the same values is checked on a GPU, by ``make gpu``.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from engine import captured_step, trainer
+from engine.captured_step import CapturedStep, Result
+from errors import UserError
+from tests.conftest import train_here
+from tests.table import SCRIPTS
+
+
+class Recorder:
+    """Like a CUDA graph, it keeps the tensors that the work read and writes its result in place."""
+
+    def __init__(self) -> None:
+        self.graphs = self.replays = 0
+        self.factor = 1.0  # of the captured gradients
+        self.error: Exception | None = None
+
+    def __call__(self, work: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
+        self.graphs += 1
+        if self.error:
+            raise RuntimeError("operation failed due to a previous error") from self.error
+        step = next(
+            c.cell_contents for c in work.__closure__ if isinstance(c.cell_contents, CapturedStep)
+        )
+        kept: list[Result] = []
+        step._try(lambda: kept.append(work()) or kept[0])
+        (sums, grad_norm) = kept[0]
+
+        def replay() -> None:
+            self.replays += 1
+            step.optimizer.zero_grad()
+            new_sums, new_norm = work()
+            sums.values.copy_(new_sums.values)
+            grad_norm.copy_(new_norm)
+            for parameter in step.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= self.factor
+
+        return replay, kept[0]
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """Let the scripts capture their steps on this machine's CPU."""
+    stand_in = Recorder()
+    monkeypatch.setattr(
+        trainer, "captures", lambda accelerator, options: options.cuda_graph != "off"
+    )
+    monkeypatch.setattr(trainer, "graph_recorder", lambda: stand_in)
+    for name in ("synchronize", "set_stream", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args: None)
+    return stand_in
+
+
+# A learning rate that float32 holds: a captured step has it in float32.
+EXACT = {"lr": 2.0**-10, "schedule": "constant", "max_steps": 8, "limit_train": 16, "eval_every": 4}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_captured_steps_train_as_eager_ones(script, recorder, tmp_path):
+    options = EXACT | SCRIPTS[script].random | {"clip_grad": 0.5, "optimizer": "adamw"}
+    if script == "train_segmentation":
+        options |= {"grad_accum": 2}
+    eager = train_here(script, tmp_path / "eager", cuda_graph="off", **options)
+    captured = train_here(script, tmp_path / "captured", **options)
+    assert captured.losses == eager.losses and captured.evals == eager.evals
+    if script != "train_detection":  # whose batches differ in shape
+        assert recorder.graphs == 1 and recorder.replays == 1 + 8 - captured_step.WARM_UP
+    assert [line["grad_norm"] for line in captured.steps] == [
+        line["grad_norm"] for line in eager.steps
+    ]
+    # A run resumed by the other kind of step goes on with the same bits.
+    for graph, run in (("off", captured), ("auto", eager)):
+        resumed = train_here(
+            script,
+            tmp_path / f"resumed_{graph}",
+            resume=str(run.path / "checkpoints" / "step_00000004"),
+            cuda_graph=graph,
+            **options,
+        )
+        assert resumed.losses == eager.losses[4:]
+
+
+def test_batches_of_other_shapes(recorder, tmp_path):
+    """Of a new shape the first one runs eagerly and the second is captured."""
+    options = EXACT | {"max_steps": 12, "limit_train": 0, "mosaic": 1.0, "close_mosaic": 0.2}
+    eager = train_here("train_detection", tmp_path / "eager", cuda_graph="off", **options)
+    captured = train_here("train_detection", tmp_path / "captured", **options)
+    assert captured.losses == eager.losses
+    assert recorder.graphs > 1
+    assert recorder.graphs < recorder.replays < 1 + 12 - captured_step.WARM_UP
+
+
+def test_a_step_that_cannot_be_captured_runs_eagerly(recorder, tmp_path, capsys):
+    recorder.error = RuntimeError("operation not permitted when stream is capturing\nmore")
+    options = EXACT | SCRIPTS["train_classification"].random
+    eager = train_here("train_classification", tmp_path / "eager", cuda_graph="off", **options)
+    tried = train_here("train_classification", tmp_path / "tried", **options)
+    assert tried.losses == eager.losses and recorder.graphs == 1
+    sentence = "(operation not permitted when stream is capturing); it runs eagerly."
+    assert capsys.readouterr().out.count(sentence) == 1
+    with pytest.raises(UserError, match=r"can't be captured .*--cuda_graph off"):
+        train_here("train_classification", tmp_path / "must", cuda_graph="on", **options)
+
+
+def test_a_captured_step_that_differs_is_refused(recorder, tmp_path):
+    recorder.factor = 0.0
+    with pytest.raises(UserError, match=r"a step is wrong under torch.*the gradient of .* norm 0"):
+        train_here("train_segmentation", tmp_path, **EXACT)
+
+
+def test_the_option_needs_a_gpu(tmp_path):
+    with pytest.raises(UserError, match="--cuda_graph on needs a GPU"):
+        train_here("train_segmentation", tmp_path, cuda_graph="on")
