@@ -34,6 +34,7 @@ Recorder = Callable[[Callable[[], Result]], tuple[Callable[[], None], Result]]
 WARM_UP, WARM_UP_DDP = 3, 11
 # Batches of further shapes run eagerly.
 MOST_GRAPHS = 16
+REMEDY = "Train with --cuda_graph off."
 
 
 def captures(accelerator: Accelerator, options: TrainingOptions) -> bool:
@@ -71,6 +72,19 @@ def graph_recorder() -> Recorder:
         return graph.replay, result
 
     return record
+
+
+@contextlib.contextmanager
+def refusing_to_wait(device: torch.device) -> Iterator[None]:
+    """Inside, torch raises RuntimeError where the host would wait for the GPU."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 class Graph(NamedTuple):
@@ -176,13 +190,18 @@ class CapturedStep(OptimizerStep):
         def work() -> Result:
             return super(CapturedStep, self).on_device(static, True)
 
-        expected = None if self.graphs else self._try(work)
+        try:
+            expected = None if self.graphs else self._try(work)
+        except RuntimeError as error:  # before anything was captured
+            return self._give_up(error)
         try:
             with self._capturable():
                 replay, result = self.record(work)
+        except torch.OutOfMemoryError as error:
+            return self._give_up(error)
         except RuntimeError as error:
-            self._give_up(error)
-            return None
+            # A broken capture leaves torch's random generator behind in a state without return.
+            raise UserError(f"{_sentence(error)} {REMEDY}") from None
         if expected:
             found = self._try(lambda: replay() or result)
             difference = first_difference(expected, found, self.tolerance)
@@ -205,12 +224,14 @@ class CapturedStep(OptimizerStep):
         ]
         tensors = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
         saved = [tensor.detach().clone() for tensor in tensors]
-        sums, _ = work()
-        taken = take_pass(self.state.model, self.optimizer, sums)
-        with torch.no_grad():
-            torch._foreach_copy_(tensors, saved)
-        super().seed(self.step)
-        return taken
+        try:
+            with refusing_to_wait(self.accelerator.device):
+                sums, _ = work()
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(tensors, saved)
+            super().seed(self.step)
+        return take_pass(self.state.model, self.optimizer, sums)
 
     @contextlib.contextmanager
     def _capturable(self) -> Iterator[None]:
@@ -225,19 +246,22 @@ class CapturedStep(OptimizerStep):
                 group["capturable"] = False
 
     def _give_up(self, error: RuntimeError) -> None:
-        """Go on eagerly; the graphs there are stay in use.
+        """Capture nothing more; the graphs there are stay in use.
 
         Raises:
             UserError: the step must be captured.
         """
+        if self.must:
+            raise UserError(f"{_sentence(error)} {REMEDY}") from None
         self.most_graphs = 0
         self.optimizer.zero_grad()
-        super().seed(self.step)
-        first: BaseException = error  # the others follow from it
-        while cause := first.__cause__ or first.__context__:
-            first = cause
-        why = str(first).strip().splitlines()[0] if str(first).strip() else type(first).__name__
-        sentence = f"The step can't be captured in a CUDA graph ({why})"
-        if self.must:
-            raise UserError(f"{sentence}: train with --cuda_graph off.")
-        self.accelerator.print(f"{sentence}; it runs eagerly.")
+        self.accelerator.print(f"{_sentence(error)} Steps run eagerly.")
+
+
+def _sentence(error: BaseException) -> str:
+    while (
+        cause := error.__cause__ or error.__context__
+    ):  # the first error; the others follow from it
+        error = cause
+    why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"This step can't be captured in a CUDA graph: {why}."

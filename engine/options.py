@@ -248,8 +248,8 @@ class TrainingOptions(CommonOptions):
         "normalisation layer; auto: sync_bn for several processes with small batches",
         resume="free",
     )
-    sync_bn_impl: Literal["auto", "torch", "own"] = norm_option(
-        "auto", "whose SyncBatchNorm: torch's, this project's, or the one verified on the device"
+    sync_bn_impl: Literal["own", "torch"] = norm_option(
+        "own", "whose SyncBatchNorm: this project's, or torch's (on GPUs only)"
     )
     sync_bn_group_size: int = norm_option(
         0, "processes that share statistics, e.g. those of one node (0: all)", at_least=0
@@ -306,9 +306,7 @@ class TrainingOptions(CommonOptions):
         """Refuse what the options and the launch make impossible together."""
         super().check_launch(processes, on_cpu, precision)
         if on_cpu and self.sync_bn_impl == "torch":
-            raise UserError(
-                "torch's SyncBatchNorm refuses the CPU; use --sync_bn_impl own or auto."
-            )
+            raise UserError("torch's SyncBatchNorm refuses the CPU; use --sync_bn_impl own.")
         self.samples_per_process(processes)
 
     def samples_per_process(self, processes: int) -> int:

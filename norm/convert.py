@@ -20,9 +20,6 @@ from .layer import SyncBatchNorm
 
 KINDS = ("sync_bn", "bn", "group_norm", "frozen_bn")
 
-# What impl="auto" means on CUDA: "own" once it has passed every check on a GPU.
-AUTO_ON_CUDA = "torch"
-
 
 class NormError(ValueError):
     """The normalisation of a model can't be chosen or converted as asked; one or two sentences."""
@@ -88,7 +85,7 @@ class GroupNormAct(_ThenActivation, nn.GroupNorm):
 
 
 def convert_norm(
-    model: nn.Module, kind: str, *, impl: str = "auto", group_size: int | None = None
+    model: nn.Module, kind: str, *, impl: str = "own", group_size: int | None = None
 ) -> tuple[nn.Module, list[str]]:
     """Turn every BatchNorm layer of ``model`` into ``kind``, in place.
 
@@ -100,7 +97,7 @@ def convert_norm(
     Args:
         model: not yet wrapped in DDP.
         kind: "sync_bn", "bn" (which also changes SyncBatchNorm back), "group_norm" or "frozen_bn".
-        impl: for "sync_bn": "own", "torch" (torch.nn.SyncBatchNorm, CUDA only) or "auto".
+        impl: for "sync_bn": "own" or "torch" (torch.nn.SyncBatchNorm, CUDA only).
         group_size: for "sync_bn": synchronise within groups of this many consecutive ranks, for
             instance the processes of one node. A collective: every rank has to make the call.
 
@@ -115,11 +112,9 @@ def convert_norm(
     """
     if kind not in KINDS:
         raise NormError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
-    if impl not in ("auto", "torch", "own"):
-        raise NormError(f"impl must be one of auto, torch, own, got {impl!r}.")
+    if impl not in ("own", "torch"):
+        raise NormError(f"impl must be own or torch, got {impl!r}.")
     _refuse_wrapped(model)
-    if impl == "auto":
-        impl = AUTO_ON_CUDA if _will_run_on_cuda(model) else "own"
     target = f"sync_bn ({impl})" if kind == "sync_bn" else kind
     if group_size is not None and target == "sync_bn (torch)":
         raise NormError(
@@ -312,14 +307,6 @@ def _refuse_wrapped(model: nn.Module) -> None:
                 f"The model is wrapped in {type(module).__name__} already, which holds on to the "
                 f"layers it was given: convert the normalisation before wrapping the model."
             )
-
-
-def _will_run_on_cuda(model: nn.Module) -> bool:
-    if any(tensor.is_cuda for tensor in model.parameters()):
-        return True
-    if dist.is_available() and dist.is_initialized():
-        return "nccl" in str(dist.get_backend_config())
-    return False
 
 
 def _subgroup(size: int) -> dist.ProcessGroup | None:

@@ -3,6 +3,7 @@
 That the graphs themselves give the same values is checked on a GPU, by ``make gpu``.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -26,7 +27,7 @@ class Recorder:
     def __call__(self, work: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
         self.graphs += 1
         if self.error:
-            raise RuntimeError("operation failed due to a previous error") from self.error
+            raise self.error
         step = next(
             c.cell_contents for c in work.__closure__ if isinstance(c.cell_contents, CapturedStep)
         )
@@ -99,16 +100,37 @@ def test_batches_of_other_shapes(recorder, tmp_path):
     assert recorder.graphs < recorder.replays < 1 + 12 - captured_step.WARM_UP
 
 
-def test_a_step_that_cannot_be_captured_runs_eagerly(recorder, tmp_path, capsys):
-    recorder.error = RuntimeError("operation not permitted when stream is capturing\nmore")
+def test_a_step_that_cannot_be_captured_runs_eagerly(recorder, monkeypatch, tmp_path, capsys):
+    """As where the host reads a value: torch raises before anything is captured."""
+
+    @contextlib.contextmanager
+    def refusing(device):
+        yield
+        raise RuntimeError("called a synchronizing CUDA operation\nmore")
+
+    monkeypatch.setattr(captured_step, "refusing_to_wait", refusing)
     options = EXACT | SCRIPTS["train_classification"].random
     eager = train_here("train_classification", tmp_path / "eager", cuda_graph="off", **options)
     tried = train_here("train_classification", tmp_path / "tried", **options)
-    assert tried.losses == eager.losses and recorder.graphs == 1
-    sentence = "(operation not permitted when stream is capturing); it runs eagerly."
+    assert tried.losses == eager.losses and recorder.graphs == 0
+    sentence = "CUDA graph: called a synchronizing CUDA operation. Steps run eagerly."
     assert capsys.readouterr().out.count(sentence) == 1
     with pytest.raises(UserError, match=r"can't be captured .*--cuda_graph off"):
         train_here("train_classification", tmp_path / "must", cuda_graph="on", **options)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), RuntimeError("broken")])
+def test_a_capture_that_fails(recorder, tmp_path, capsys, error):
+    """Without memory for a graph the steps go on; after a broken capture they can't."""
+    recorder.error = error
+    if isinstance(error, torch.OutOfMemoryError):
+        eager = train_here("train_classification", tmp_path / "eager", cuda_graph="off", **EXACT)
+        tried = train_here("train_classification", tmp_path / "tried", **EXACT)
+        assert tried.losses == eager.losses and recorder.graphs == 1
+        assert "out of memory. Steps run eagerly." in capsys.readouterr().out
+    else:
+        with pytest.raises(UserError, match="can't be captured in a CUDA graph: broken"):
+            train_here("train_classification", tmp_path, **EXACT)
 
 
 def test_a_captured_step_that_differs_is_refused(recorder, tmp_path):

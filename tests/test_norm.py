@@ -585,10 +585,6 @@ def net_with(model):
     return plain.eval()
 
 
-def test_auto_is_own_on_cpu():
-    assert type(convert_norm(net(), "sync_bn", impl="auto")[0][1]) is SyncBatchNorm
-
-
 @pytest.mark.parametrize("kind", ["sync_bn", "group_norm", "frozen_bn"])
 def test_a_module_under_two_names_stays_one(kind):
     shared = nn.BatchNorm2d(8)

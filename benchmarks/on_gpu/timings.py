@@ -49,13 +49,20 @@ NETWORK = {"cuda": "resnet50", "cpu": "resnet18"}
 BATCHES = {"cuda": (2, 8, 64), "cpu": (2,)}
 # About how many seconds each timing takes.
 SECONDS = {
-    "cuda": {"launches": 4, "layer": 4, "step": 12, "loop": 40},
+    "cuda": {"launches": 4, "layer": 4, "step": 12, "loop": 60},
     "cpu": {"layer": 2, "step": 10, "loop": 20},
 }
 # Images, height and width, and optimizer steps of the loop.
-LOOPS = {"cuda": ((8, 224, 300), (64, 224, 200)), "cpu": ((4, 64, 20),)}
-# How the script makes its steps.
-STEPS = {"cuda": {"script, eager": "off", "script, captured": "on"}, "cpu": {"script": "off"}}
+LOOPS = {"cuda": ((64, 224, 200), (8, 224, 300)), "cpu": ((4, 64, 20),)}
+# Options of the script.
+WAYS = {
+    "cuda": {
+        "script, eager": {"cuda_graph": "off"},
+        "script, captured": {"cuda_graph": "on"},
+        "script, captured and compiled": {"cuda_graph": "on", "compile": True},
+    },
+    "cpu": {"script": {}},
+}
 CAPTURED_CALLS = 5
 
 Call = Callable[[], object]
@@ -218,7 +225,7 @@ def time_loop(device: str, batch: int, size: int, steps: int) -> dict[str, dict[
     """
     before = _bare_loop(device, batch, size, steps // 5)
     speeds, waiting = {}, {}
-    for name, cuda_graph in STEPS[device].items():
+    for name, options in WAYS[device].items():
         with tempfile.TemporaryDirectory() as folder:
             run = train(
                 "classification",
@@ -237,7 +244,7 @@ def time_loop(device: str, batch: int, size: int, steps: int) -> dict[str, dict[
                 ema=0,
                 pictures=0,
                 num_workers=max(1, (os.cpu_count() or 1) - 2),
-                cuda_graph=cuda_graph,
+                **options,
             )
         speeds[name] = statistics.median(run.speeds[2:])
         waiting[name] = 100 * run.summary["data_wait_fraction"]
@@ -294,6 +301,7 @@ def main() -> None:
     """Measure as far as the time goes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--only", default="", help="timings whose name holds this")
     parser.add_argument("--seconds", type=float, default=120.0, help="to stop after")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
@@ -303,6 +311,8 @@ def main() -> None:
             needs_gpu(name).send()
     with group_of_one(options.device):
         for timing in timings(options.device):
+            if options.only not in timing.name:
+                continue
             left = deadline - time.monotonic()
             if left < timing.seconds:
                 why = f"takes about {timing.seconds:.0f} s, and {max(0, left):.0f} s were left"

@@ -66,8 +66,8 @@ def complete_iou_loss(boxes: Tensor, aims: Tensor) -> Tensor:
     tiny = 1e-7
     (low, high), (aim_low, aim_high) = (b.split(2, dim=-1) for b in (boxes, aims))
     size, aim_size = high - low, aim_high - aim_low
-    inner = (torch.minimum(high, aim_high) - torch.maximum(low, aim_low)).clamp(min=0).prod(-1)
-    iou = inner / (size.prod(-1) + aim_size.prod(-1) - inner + tiny)
+    inner = _area((torch.minimum(high, aim_high) - torch.maximum(low, aim_low)).clamp(min=0))
+    iou = inner / (_area(size) + _area(aim_size) - inner + tiny)
     hull = torch.maximum(high, aim_high) - torch.minimum(low, aim_low)
     gap = ((low + high - aim_low - aim_high) / 2).square().sum(-1)
     (width, height), (aim_width, aim_height) = size.unbind(-1), aim_size.unbind(-1)
@@ -76,3 +76,9 @@ def complete_iou_loss(boxes: Tensor, aims: Tensor) -> Tensor:
     with torch.no_grad():
         alpha = proportions / (1 - iou + proportions + tiny)
     return 1 - iou + gap / (hull.square().sum(-1) + tiny) + alpha * proportions
+
+
+def _area(size: Tensor) -> Tensor:
+    """(..., 2) → (...). In the gradient of ``prod`` the host would wait for the GPU."""
+    width, height = size.unbind(-1)
+    return width * height
