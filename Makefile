@@ -15,15 +15,15 @@ demo: $(VENV)/.installed  ## train a segmenter on built-in data, in two processe
 test: $(VENV)/.installed-test  ## every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-oldest: $(VENV)-oldest/.installed  ## the oldest versions: the layer, a run of each script, video decoding
-	$(VENV)-oldest/bin/python -m pytest $(OLDEST)
+	$(VENV)-oldest/bin/python -m pytest --numprocesses 2 --dist loadfile $(OLDEST)
 
 OLDEST = tests/test_norm.py tests/test_norm_processes.py tests/test_video_data.py \
 	tests/test_detection_metrics.py tests/test_scripts.py::test_files_metrics_and_tensorboard
 
-$(VENV)-oldest/.installed: requirements-oldest.txt
+$(VENV)-oldest/.installed: requirements-oldest.txt requirements-test.txt
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/pip install --quiet --disable-pip-version-check -r requirements-oldest.txt \
 		$$(grep -v '^-r' requirements-test.txt | sed 's/#.*//')

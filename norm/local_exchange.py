@@ -139,13 +139,16 @@ def connect() -> LocalExchange | None:
         gloo = dist.group.WORLD._get_backend(torch.device("cpu"))
     except RuntimeError:  # a group of GPUs alone
         return None
-    folder = Path(tempfile.mkdtemp(prefix="exchange-"))  # nobody else's processes can enter it
+    seconds = max(1, int(gloo.options._timeout.total_seconds()))
+    folder = Path()
     peers: dict[int, socket.socket] = {}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
+            folder = Path(tempfile.mkdtemp(prefix="exchange-"))  # nobody else can enter it
             listener.bind(str(folder / "listener"))
             listener.listen(world)
-        except OSError:  # a path that is too long, a file system without sockets
+            listener.settimeout(seconds)
+        except OSError:  # a full disk, a path that is too long, a file system without sockets
             pass
         paths: list[str] = [""] * world
         dist.all_gather_object(paths, str(folder / "listener"))  # collective
@@ -162,13 +165,15 @@ def connect() -> LocalExchange | None:
         if all(everyone):  # so the others' connections are waiting
             for _ in range(rank + 1, world):
                 peer, _ = listener.accept()
-                peers[peer.recv(1)[0]] = peer
-    shutil.rmtree(folder, ignore_errors=True)
+                whose = bytearray(1)
+                _receive(peer, memoryview(whose))
+                peers[whose[0]] = peer
+    if folder.is_absolute():
+        shutil.rmtree(folder, ignore_errors=True)
     if all(everyone):
         for peer in peers.values():
             _enlarge_buffers(peer)
         largest_row = min(everyone) // ROWS_PER_BUFFER - HEADER.size
-        seconds = max(1, int(gloo.options._timeout.total_seconds()))
         return LocalExchange(dict(sorted(peers.items())), largest_row, seconds)
     for peer in peers.values():
         peer.close()

@@ -16,6 +16,8 @@ import yaml
 # GPUs. Set before torch looks for them. Tests marked gpu undo it for what they start.
 SHOWN = os.environ.get("CUDA_VISIBLE_DEVICES")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Sums of one thread have the same bits in every test, and two workers of pytest share the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from tests.table import SCRIPTS
 
@@ -29,8 +31,14 @@ def environment_with_gpus() -> dict[str, str]:
     return hidden if SHOWN is None else hidden | {"CUDA_VISIBLE_DEVICES": SHOWN}
 
 
+# Files whose tests take longest start first, so that no worker ends long after the other.
+LONGEST = ("test_invariance", "test_norm_processes", "test_resume", "test_norm", "test_pipeline")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked gpu where there is none."""
+    """Put the longest files first, and skip the tests marked gpu where there is none."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
