@@ -10,7 +10,7 @@ import textwrap
 import types
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from engine.options import GROUPS, CommonOptions, default_of
+from engine.options import FILES, GROUPS, CommonOptions, default_of
 from errors import UserError
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ def parse(options_class: type[Options], description: str, args: list[str] | None
         raise UserError(_explain(error, options_class, script)) from None
     values.pop("config", None)
     options = options_class(**vars(values))
+    for name in FILES:  # a shell leaves the ~ of --output_dir=~/runs as it is
+        if isinstance(value := getattr(options, name), str):
+            setattr(options, name, os.path.expanduser(value))
     options.check()
     return options
 
@@ -128,12 +131,28 @@ def _check_config_files(words: list[str]) -> None:
     for word, following in itertools.pairwise([*words, ""]):
         if word == "--config" or word.startswith("--config="):
             path = word.partition("=")[2] or following
+            if path == "":
+                raise UserError("--config is empty, perhaps an unset variable of the shell.")
             try:
                 with open(path, encoding="utf-8") as file:
-                    file.read()
+                    _refuse_duplicates(path, file.read())
             except (OSError, UnicodeDecodeError) as error:
                 reason = getattr(error, "strerror", None) or "it is not text"
                 raise UserError(f"--config {path} can't be read: {reason}.") from None
+
+
+def _refuse_duplicates(path: str, text: str) -> None:
+    """Refuse a file that gives an option twice, of which YAML takes the last one silently."""
+    import yaml
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return  # the parser says what is wrong
+    keys = [key.value for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
+    for number, key in enumerate(keys):
+        if key in keys[:number]:
+            raise UserError(f"--config {path} gives {key} twice; leave one of them.")
 
 
 def _add_fields(parser: "jsonargparse.ArgumentParser", options_class: type) -> None:

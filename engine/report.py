@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -144,12 +145,18 @@ class Report:
         if self.folder is not None:
             self.bar.close()
 
-    def conclude(self, summary: dict[str, Any]) -> None:
-        """Write the summary, and say what came out and where it is."""
+    def conclude(self, summary: dict[str, Any], finished_before: bool = False) -> None:
+        """Write the summary, and say what came out and where it is.
+
+        A run that had nothing left to do keeps the summary that it has.
+        """
         if self.folder is None:
             return
         self.close()
-        self.folder.write_summary(summary, self.summary_name)
+        if finished_before and (self.folder.path / self.summary_name).exists():
+            print(f"This run had already finished, after {summary['steps']} steps.")
+        else:
+            self.folder.write_summary(summary, self.summary_name)
         metrics, best = summary["metrics"], self.best_metric
         for which in ("best", "last"):
             if best in metrics[which]:
@@ -173,16 +180,27 @@ class Report:
 
 
 class Stopwatch:
-    """Throughput and the share of time spent waiting for data, since the last reading."""
+    """Throughput and the share of time spent waiting for data.
 
-    def __init__(self) -> None:
-        self.start = time.monotonic()
-        self.samples = 0
-        self.waited = 0.0
+    Args:
+        samples: trained on before.
+        elapsed: the seconds which that took.
+        waited: those of them in which this process waited for data.
+    """
+
+    def __init__(self, samples: int = 0, elapsed: float = 0.0, waited: float = 0.0) -> None:
+        self.start = time.monotonic() - elapsed
+        self.samples = samples
+        self.waited = waited
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds until now."""
+        return max(time.monotonic() - self.start, 1e-9)
 
     def reading(self) -> dict[str, float]:
         """Samples per second over all processes and this process's waiting share."""
-        elapsed = max(time.monotonic() - self.start, 1e-9)
+        elapsed = self.elapsed
         return {
             "images_per_second": self.samples / elapsed,
             "data_wait_fraction": self.waited / elapsed,
@@ -193,8 +211,10 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Largest memory used so far: allocated on the CUDA device, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

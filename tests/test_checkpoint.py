@@ -197,7 +197,7 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
     folder.start_metrics(0, -1)
     folder.log_metrics({"step": 1, "loss": 1.0})
     del folder
-    with pytest.raises(UserError, match="holds another run; add --resume auto"):
+    with pytest.raises(UserError, match=r"holds another run \(metrics.jsonl\); add --resume auto"):
         RunFolder(tmp_path, resume=False)
     RunFolder(tmp_path, resume=True)
 
