@@ -206,6 +206,7 @@ class Loop(ABC):
                 name = signal.Signals(signum).name
                 self.report.say(f"Stopped by {name}; --resume auto continues.")
             self.writer.join()
+            self.report.finish()
             self._finish()
         except BaseException:
             with contextlib.suppress(UserError):

@@ -200,6 +200,11 @@ class CommonOptions:
                 )
             _check_range(field, value)
             self._refuse_useless(field)
+        for name in ("batch_size", "global_batch_size", "grad_accum", "microbatches"):
+            if getattr(self, name, 0) > MOST_SAMPLES:
+                raise UserError(
+                    f"--{name} is {getattr(self, name)}; it must be at most {MOST_SAMPLES}."
+                )
         for name in FILES:
             if getattr(self, name) and os.path.expanduser(getattr(self, name)).startswith("~"):
                 user = getattr(self, name).partition("/")[0]
@@ -290,21 +295,18 @@ class TrainingOptions(CommonOptions):
         8,
         "samples per process and forward pass",
         at_least=1,
-        at_most=MOST_SAMPLES,
         resume="free",
     )
     global_batch_size: int = length_option(
         0,
         "samples per optimizer step over all processes, instead of --batch_size",
         at_least=0,
-        at_most=MOST_SAMPLES,
         resume="free",
     )
     grad_accum: int = length_option(
         1,
         "forward passes per optimizer step",
         at_least=1,
-        at_most=MOST_SAMPLES,
         resume="free",
     )
     optimizer: Literal["sgd", "adamw"] = optimisation_option("adamw", "SGD with momentum, or AdamW")

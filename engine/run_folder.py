@@ -109,7 +109,7 @@ class RunFolder:
             self._metrics.write(json.dumps(values) + "\n")
             self._metrics.flush()
         except OSError as error:
-            raise _not_written(self.path / "metrics.jsonl", error) from None
+            raise not_written(self.path / "metrics.jsonl", error) from None
 
     def write_summary(self, summary: dict[str, Any], name: str) -> None:
         """Write summary.json, or another summary by its name."""
@@ -223,12 +223,13 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        raise _not_written(path, error) from None
+        raise not_written(path, error) from None
     finally:
         beside.unlink(missing_ok=True)
 
 
-def _not_written(path: Path, error: OSError) -> UserError:
+def not_written(path: Path, error: OSError) -> UserError:
+    """The error for a file of a run that can't be written."""
     return UserError(
         f"{path} could not be written ({error.strerror}); make room and run again "
         "with --resume auto."
