@@ -14,6 +14,7 @@ import math
 import signal
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,10 +24,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from data.decode import SampleError
 from data.stream import SampleStream
 from engine.background import BackgroundWriter
 from engine.checkpoint import Checkpoint, save_checkpoint, save_state, weights_bytes
-from engine.collectives import from_main_process, sum_over_processes
+from engine.collectives import from_main_process, gather_lists, sum_over_processes
 from engine.fingerprint import Record, digests_of, record_data, to_text
 from engine.launch import close
 from engine.loaders import stop_workers
@@ -108,6 +110,7 @@ class Loop(ABC):
         self.folder, self.path = claim_folder(accelerator, name, options)
         self.stop, self.losses, self.saved_step = StopRequest(), LossBuffer(), -1
         self.writer, self.has_evaluated = BackgroundWriter(self.stop), False
+        self.ahead: deque[Any] = deque()  # batches that were loaded and not yet trained on
         self.record: Record | None = None
         if self.folder:
             self.record = record_data(
@@ -203,6 +206,7 @@ class Loop(ABC):
                     with self.stop.busy():
                         self._save()
                         self.writer.join()
+                self._raise_any_error()
                 name = signal.Signals(signum).name
                 self.report.say(f"Stopped by {name}; --resume auto continues.")
             self.writer.join()
@@ -235,14 +239,36 @@ class Loop(ABC):
                 signum = self._read_losses() or self._settle()
         return signum
 
+    def _raise_any_error(self) -> None:
+        """Raise, on every process, the error for which one of them has stopped (2 collectives)."""
+        errors = gather_lists([str(self.stop.error)] if self.stop.error else [])
+        if first := from_main_process(errors[0] if errors else None):
+            raise UserError(first)
+
     def _next_batch(self) -> Any:
-        """The next batch of the loader; the time spent waiting for it is counted."""
+        """The next batch of the loader; the time spent waiting for it is counted.
+
+        On the CPU, where the processes look at each other's stop flags at every step, a step's
+        batches are loaded before the step before it: if a file of theirs can't be read, all stop
+        with that step done and saved.
+        """
         before = time.monotonic()
-        batch = next(self.train_batches)
+        on_cpu = self.accelerator.device.type == "cpu"
+        while len(self.ahead) <= self.plan.grad_accum * on_cpu and not self.stop.error:
+            try:
+                self.ahead.append(next(self.train_batches))
+            except StopIteration:
+                break
+            except SampleError as error:
+                if not (self.ahead and on_cpu):
+                    raise
+                self.stop.fail(error)
         waited = time.monotonic() - before
         self.lap.waited += waited
         self.total.waited += waited
-        return batch
+        if not self.ahead and self.stop.error:  # of this very step
+            raise self.stop.error
+        return self.ahead.popleft()
 
     def _log_due(self) -> bool:
         return self.plan.due(self.plan.log_every, self.state.progress.step)

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 
 import psutil
 
+from errors import UserError
+
 # A terminal's Ctrl-C reaches a process twice: from the terminal and from the launcher.
 SAME_SIGNAL_SECONDS = 2.0
 SHORTEST_GRACE_SECONDS = 15.0
@@ -32,6 +34,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum = 0
+        self.error: UserError | None = None
         self._asked_at = 0.0
         self._last_beat = time.monotonic()
         self._longest_beat = 0.0
@@ -59,6 +62,14 @@ class StopRequest:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._closed = True
+
+    def fail(self, error: UserError) -> None:
+        """Stop as if by SIGTERM for an error of this process alone, such as a file it can't read.
+
+        So the processes stop together and save before ``error`` is raised.
+        """
+        self.error = self.error or error
+        self._receive(signal.SIGTERM)
 
     def beat(self) -> None:
         """A sign of life: call it at every step and evaluation batch."""
@@ -101,7 +112,7 @@ class StopRequest:
 
     def _receive(self, signum: int) -> None:
         now = time.monotonic()
-        if self.signum and now - self._asked_at > SAME_SIGNAL_SECONDS:
+        if self.signum and not self.error and now - self._asked_at > SAME_SIGNAL_SECONDS:
             self._exit("asked twice")
         if not self.signum:
             self.signum, self._asked_at = signum, now

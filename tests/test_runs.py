@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data.stream import SampleStream
 from engine import loop
 from engine import report as report_module
 from engine.background import BackgroundWriter
@@ -217,6 +218,21 @@ def test_a_bad_validation_file_leaves_a_checkpoint(flowers: Path, tmp_path: Path
     run = on(flowers, tmp_path / "run", resume="auto", allow_changed_data=True)
     assert [line["step"] for line in run.steps] == list(range(1, 9))
     assert run.summary["data_changed_after_steps"] == [4]
+
+
+@pytest.mark.parametrize("accum", [1, 2])
+def test_a_bad_training_file_leaves_a_checkpoint_of_the_step_before(
+    flowers: Path, tmp_path: Path, accum: int
+) -> None:
+    (flowers / "train" / "tulip" / "2.png").write_bytes(b"no picture")
+    # The order of seed 0 begins with other images.
+    options = {"batch_size": 1, "grad_accum": accum, "limit_train": 0, "eval_every": 100}
+    with pytest.raises(UserError, match=r"tulip/2\.png"):
+        on(flowers, tmp_path / "run", **options | {"checkpoint_every": 100})
+    run = Run(tmp_path / "run", 0)
+    first = [key.index for key in map(SampleStream(6, 0).__getitem__, range(6))].index(5) // accum
+    assert first > 0 and run.checkpoints == [f"step_{first:08d}"]
+    assert [line["step"] for line in run.steps] == list(range(1, first + 1))
 
 
 # Other data
