@@ -64,8 +64,8 @@ class PipelineTrainer(Loop):
         plan = make_plan(options, len(train), place.replicas)
         identity = {"classes": data.classes}
         val_data = EvalDataset(val, eval_transform(cut.image_size))
-        data = train_data, val_data
-        super().__init__(accelerator, "pipeline", "top1", *data, identity, plan, options)
+        common = train_data, val_data, identity, plan, options
+        super().__init__(accelerator, "pipeline", "top1", *common)
         self.cut, self.place, self.classes = cut, place, data.classes
         self.device, self.dtype = accelerator.device, compute_dtype(options.double)
         self.learning_rate = cosine(options.lr, plan.total_steps).__getitem__
