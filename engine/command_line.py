@@ -3,14 +3,16 @@
 import dataclasses
 import difflib
 import itertools
+import json
 import os
+import re
 import shutil
 import sys
 import textwrap
 import types
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from engine.options import GROUPS, CommonOptions, default_of
+from engine.options import FILES, GROUPS, CommonOptions, default_of
 from errors import UserError
 
 if TYPE_CHECKING:
@@ -48,13 +50,22 @@ def parse(options_class: type[Options], description: str, args: list[str] | None
     parser.add_argument("--config", action="config")
     _add_fields(parser, options_class)
     words = _join_lists(words, options_class)
-    _check_config_files(words)
+    _check_config_files(words, options_class)
     try:
         values = parser.parse_args(words)
-    except (jsonargparse.ArgumentError, yaml.YAMLError, ValueError, TypeError) as error:
+    except (
+        jsonargparse.ArgumentError,
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        OverflowError,
+    ) as error:
         raise UserError(_explain(error, options_class, script)) from None
     values.pop("config", None)
     options = options_class(**vars(values))
+    for name in FILES:  # a shell leaves the ~ of --output_dir=~/runs as it is
+        if isinstance(value := getattr(options, name), str):
+            setattr(options, name, os.path.expanduser(value))
     options.check()
     return options
 
@@ -112,28 +123,55 @@ def _shown(default: Any) -> str:
 def _join_lists(words: list[str], options_class: type) -> list[str]:
     """``--crop_size 96 96`` as ``--crop_size=[96,96]``; shells want the brackets quoted."""
     types_of = get_type_hints(options_class)
-    lists = {f"--{name}" for name, kind in types_of.items() if "list[" in str(kind)}
+    lists = {f"--{name}": str(kind) for name, kind in types_of.items() if "list[" in str(kind)}
     joined: list[str] = []
     while words:
         word, *words = words
         values = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
         if word in lists and len(values) > 1:
-            word, words = f"{word}=[{','.join(values)}]", words[len(values) :]
+            words = words[len(values) :]
+            if "list[str]" in lists[word]:  # also where they look like numbers
+                values = [json.dumps(value, ensure_ascii=False) for value in values]
+            word = f"{word}=[{','.join(values)}]"
         joined.append(word)
     return joined
 
 
-def _check_config_files(words: list[str]) -> None:
+def _check_config_files(words: list[str], options_class: type) -> None:
     """Refuse what can't be a file of options, naming it; jsonargparse names only its contents."""
     for word, following in itertools.pairwise([*words, ""]):
         if word == "--config" or word.startswith("--config="):
             path = word.partition("=")[2] or following
+            if path == "":
+                raise UserError("--config is empty, perhaps an unset variable of the shell.")
             try:
                 with open(path, encoding="utf-8") as file:
-                    file.read()
+                    _check_keys(path, file.read(), options_class)
             except (OSError, UnicodeDecodeError) as error:
                 reason = getattr(error, "strerror", None) or "it is not text"
                 raise UserError(f"--config {path} can't be read: {reason}.") from None
+
+
+def _check_keys(path: str, text: str, options_class: type) -> None:
+    """Refuse an option given twice, of which YAML takes the last one silently, or without a value.
+
+    Raises:
+        UserError: names the file and the option.
+    """
+    import yaml
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return  # the parser says what is wrong
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    keys = [key.value for key, _ in pairs]
+    needed = {f.name for f in dataclasses.fields(options_class) if default_of(f) is not None}
+    for number, (key, (_, value)) in enumerate(zip(keys, pairs, strict=True)):
+        if key in keys[:number]:
+            raise UserError(f"--config {path} gives {key} twice; leave one of them.")
+        if key in needed and value.tag == "tag:yaml.org,2002:null":
+            raise UserError(f"--config {path} gives {key} no value; give one, or leave it out.")
 
 
 def _add_fields(parser: "jsonargparse.ArgumentParser", options_class: type) -> None:
@@ -162,4 +200,9 @@ def _explain(error: Exception, options_class: type, script: str) -> str:
             if near or word.startswith("--"):
                 hint = f"did you mean {' or '.join('--' + n for n in near)}?" if near else ""
                 return f"{script}: unknown option {key!r}; {hint or 'see --help.'}"
+    if key := re.search(r'"(\w+)": Does not validate', message):
+        return (
+            f"{script}: {key[1]} has a value of another type than --help says; in a file, names "
+            "that look like numbers need quotes."
+        )
     return f"{script}: {message}"

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from data.decode import SampleError
 from data.stream import SampleStream
 from engine.collectives import from_main_process, gather_lists, sum_over_processes
 from engine.loaders import Loading, eval_loader, precise_loader
@@ -96,11 +97,14 @@ class Evaluator:
         model.train(was_training)
 
     def _batches(self) -> Iterator[Any]:
-        for batch in self.loader:
-            self.stop.beat()
-            if self.stop.signum:
-                return
-            yield batch
+        try:
+            for batch in self.loader:
+                self.stop.beat()
+                if self.stop.signum:
+                    return
+                yield batch
+        except SampleError as error:  # this process's own: the others are told at the end
+            self.stop.fail(error)
 
     def _recompute_statistics(self, model: nn.Module, step: int) -> None:
         batches = (self.task.to_device(batch) for batch in self.precise_loader)

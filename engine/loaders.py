@@ -8,6 +8,7 @@ the locks that other threads hold at that moment, but not the threads that would
 workers were forked at every evaluation, in the middle of training, one hung for ever.
 """
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -35,11 +36,14 @@ def count_workers(num_workers: int | str, num_samples: int) -> int:
     """The loader workers of a process that ``--num_workers`` asks for.
 
     "auto" is the machine's processors divided by its processes, at most 8, or 0 for small data.
+    Where processes can't fork there are none.
 
     Args:
         num_workers: a number, or "auto".
         num_samples: size of the training data.
     """
+    if "fork" not in multiprocessing.get_all_start_methods():  # Windows
+        return 0
     if num_workers != "auto":
         return int(num_workers)
     if num_samples <= SMALL_DATA:

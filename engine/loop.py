@@ -9,10 +9,14 @@ All state between two steps is in the checkpoint, so a run that is killed at any
 if nothing had happened.
 """
 
+import contextlib
 import math
 import signal
 import time
 from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +24,28 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from data.decode import SampleError
 from data.stream import SampleStream
-from engine.checkpoint import weights_bytes
-from engine.collectives import from_main_process, sum_over_processes
+from engine.background import BackgroundWriter
+from engine.checkpoint import Checkpoint, save_checkpoint, save_state, weights_bytes
+from engine.collectives import from_main_process, gather_lists, sum_over_processes
+from engine.fingerprint import Record, digests_of, record_data, to_text
 from engine.launch import close
 from engine.loaders import stop_workers
 from engine.loss_buffer import LossBuffer, StepRecord
 from engine.optim import all_finite
-from engine.options import CommonOptions
+from engine.options import MOST_STEPS, CommonOptions
 from engine.plan import Plan
 from engine.report import Report, Stopwatch, peak_memory_bytes, profiler
-from engine.resume import claim_folder, find_checkpoint, read_checkpoint
-from engine.run_folder import write_atomically
-from engine.state import State
+from engine.resume import (
+    changed_splits,
+    claim_folder,
+    find_checkpoint,
+    read_checkpoint,
+    set_best_aside,
+)
+from engine.run_folder import SAVED, best_metadata, read_best, write_atomically
+from engine.state import Progress, State, on_host
 from engine.stop import StopRequest
 from engine.task import Evaluation
 from errors import UserError
@@ -52,6 +65,7 @@ class Loop(ABC):
         name: of the task.
         best_metric: the metric by which the best weights are chosen; higher is better.
         train_data: the training samples; ``name(index)`` is what a message calls one.
+        val_data: the validation samples.
         identity: what must be the same when the run is resumed, beside the options.
         plan: the run's arithmetic.
         options: the script's options.
@@ -74,6 +88,7 @@ class Loop(ABC):
         name: str,
         best_metric: str,
         train_data: Any,
+        val_data: Any,
         identity: dict[str, Any],
         plan: Plan,
         options: CommonOptions,
@@ -86,9 +101,22 @@ class Loop(ABC):
             "precision": accelerator.mixed_precision,
             **identity,
         }
+        if plan.total_steps > MOST_STEPS:
+            raise UserError(
+                f"{plan.total_steps} steps are more than the {MOST_STEPS} that can be numbered; "
+                "give fewer --epochs."
+            )
         self.stream = SampleStream(len(train_data), options.seed)
         self.folder, self.path = claim_folder(accelerator, name, options)
         self.stop, self.losses, self.saved_step = StopRequest(), LossBuffer(), -1
+        self.writer, self.has_evaluated = BackgroundWriter(self.stop), False
+        self.ahead: deque[Any] = deque()  # batches that were loaded and not yet trained on
+        self.record: Record | None = None
+        if self.folder:
+            self.record = record_data(
+                train_data, val_data, options.data_dir, options.compare_contents
+            )
+            self.digests = digests_of(self.record)
 
     def _resume(self, state: State) -> Path | None:
         """Restore the checkpoint that ``--resume`` asks for; returns its path.
@@ -97,19 +125,30 @@ class Loop(ABC):
             UserError: it is damaged, or another training's.
         """
         self.state = state
-        checkpoint = find_checkpoint(self.accelerator, self.options, self.path)
-        if checkpoint:
-            state.restore(read_checkpoint(checkpoint, self.options, self.identity))
-            self.saved_step = state.progress.step
-            # A new folder has no best weights.
-            if not from_main_process((self.path / "best.safetensors").exists()):
-                state.progress.best = {}
-        return checkpoint
+        path = find_checkpoint(self.accelerator, self.options, self.path)
+        if path:
+            changed = changed_splits(self.accelerator, path, self.options, self.record)
+            state.restore(read_checkpoint(path, self.options, self.identity))
+            progress = state.progress
+            self.saved_step = progress.step
+            # What the weights say of themselves; a new folder has none.
+            best = from_main_process(read_best(self.path / "best.safetensors"))
+            progress.best = progress.best if best is None else best
+            if changed and not self.options.eval_only:
+                progress.data_changed.append(progress.step)
+                self.saved_step = -1  # with the new data
+                self.accelerator.print(f"From step {progress.step} on it is the data of now.")
+                if "val" in changed:
+                    progress.best = {}
+                    if self.folder:
+                        set_best_aside(self.path, progress.step)
+        return path
 
     def _start(self, checkpoint: Path | None) -> None:
         """Open the records and receive signals; the loaders' workers have been started."""
         if self.folder and not self.options.eval_only:
             self.folder.write_options(self.options)
+            write_atomically(self.path / "data.tsv", to_text(self.record).encode())
         done = self.state.progress
         self.report = Report(
             self.accelerator,
@@ -122,8 +161,15 @@ class Loop(ABC):
         )
         if checkpoint:
             self.report.say(f"Continuing from {checkpoint}.")
+        elif self.options.resume == "auto":
+            self.report.say(f"{self.path} holds no checkpoint yet: starting at step 0.")
         self.stop.install()
-        self.total, self.lap = Stopwatch(), Stopwatch()
+        if self.options.eval_only:
+            done = Progress()
+        samples = done.step * self.plan.global_batch_size
+        self.lap = Stopwatch()
+        self.total = Stopwatch(samples, done.training_seconds, done.waiting_seconds)
+        self.begun = time.monotonic() - done.seconds
 
     @abstractmethod
     def _train_step(self) -> None:
@@ -151,16 +197,25 @@ class Loop(ABC):
         Returns:
             The exit status: 0, or 128 + signal after a stop by SIGTERM or SIGINT.
         """
-        started = time.monotonic()
+        progress, total = self.state.progress, self.plan.total_steps
+        self.finished = self.saved_step == progress.step == progress.evaluated_step == total
         try:
             signum = self._evaluate() if self.options.eval_only else self._train()
             if signum:
                 if not self.options.eval_only:
                     with self.stop.busy():
                         self._save()
+                        self.writer.join()
+                self._raise_any_error()
                 name = signal.Signals(signum).name
                 self.report.say(f"Stopped by {name}; --resume auto continues.")
-            self._finish(time.monotonic() - started)
+            self.writer.join()
+            self.report.finish()
+            self._finish()
+        except BaseException:
+            with contextlib.suppress(UserError):
+                self.writer.join()
+            raise
         finally:
             stop_workers(*self.loaders)
             self.stop.close()
@@ -180,17 +235,40 @@ class Loop(ABC):
                 for watch in (self.lap, self.total):
                     watch.samples += self.plan.global_batch_size
                 profile_step()
+                self.writer.check()
                 signum = self._read_losses() or self._settle()
         return signum
 
+    def _raise_any_error(self) -> None:
+        """Raise, on every process, the error for which one of them has stopped (2 collectives)."""
+        errors = gather_lists([str(self.stop.error)] if self.stop.error else [])
+        if first := from_main_process(errors[0] if errors else None):
+            raise UserError(first)
+
     def _next_batch(self) -> Any:
-        """The next batch of the loader; the time spent waiting for it is counted."""
+        """The next batch of the loader; the time spent waiting for it is counted.
+
+        On the CPU, where the processes look at each other's stop flags at every step, a step's
+        batches are loaded before the step before it: if a file of theirs can't be read, all stop
+        with that step done and saved.
+        """
         before = time.monotonic()
-        batch = next(self.train_batches)
+        on_cpu = self.accelerator.device.type == "cpu"
+        while len(self.ahead) <= self.plan.grad_accum * on_cpu and not self.stop.error:
+            try:
+                self.ahead.append(next(self.train_batches))
+            except StopIteration:
+                break
+            except SampleError as error:
+                if not (self.ahead and on_cpu):
+                    raise
+                self.stop.fail(error)
         waited = time.monotonic() - before
         self.lap.waited += waited
         self.total.waited += waited
-        return batch
+        if not self.ahead and self.stop.error:  # of this very step
+            raise self.stop.error
+        return self.ahead.popleft()
 
     def _log_due(self) -> bool:
         return self.plan.due(self.plan.log_every, self.state.progress.step)
@@ -259,13 +337,13 @@ class Loop(ABC):
         signum = 0
         with self.stop.busy():
             evaluates = self._eval_due() and progress.evaluated_step != progress.step
+            # Before the first evaluation in any case, since a bad file may end the run there.
+            if self._save_due() or (evaluates and not self.has_evaluated):
+                self._save()
+                # Else the others would seem hung, in the next step, if the main process waits.
+                self.accelerator.wait_for_everyone()
             if evaluates:
                 signum = self._evaluate()
-            changed = evaluates or self.saved_step != progress.step
-            if self._save_due() and not signum and changed:
-                self._save()
-                # Else the others would seem hung, in the next step, while the main process saves.
-                self.accelerator.wait_for_everyone()
         pause = time.monotonic() - before
         for watch in (self.lap, self.total):
             watch.start += pause  # neither training nor waiting for data
@@ -276,36 +354,70 @@ class Loop(ABC):
         evaluation = self._score()
         if evaluation is None:
             return self.stop.signum or signal.SIGTERM
+        self.has_evaluated = True
         progress, metrics = self.state.progress, evaluation.metrics
         progress.metrics, progress.evaluated_step = metrics, progress.step
         samples = progress.step * self.plan.global_batch_size
-        self.report.evaluation(progress.step, samples, metrics)
-        if self.folder:
-            self.report.figures(progress.step, self._figures(evaluation.details))
+        best = None
         if metrics[self.best_metric] > progress.best.get(self.best_metric, -math.inf):
             progress.best = {"step": progress.step, **metrics}
-            weights = self.state.evaluated_weights()
-            if self.folder and not self.options.eval_only:
-                write_atomically(self.path / "best.safetensors", weights_bytes(weights))
+            best = self.state.evaluated_weights()
+        if self.folder:
+            if not self.options.eval_only:
+                self.writer.start(self._writing_evaluation(best))
+            self.report.evaluation(progress.step, samples, metrics)
+            self.report.figures(progress.step, self._figures(evaluation.details))
         return 0
 
+    def _writing_evaluation(self, weights: dict[str, Tensor] | None) -> Callable[[], None]:
+        """What writes the best weights, if they are these, and the checkpoint's progress."""
+        state = self.state.progress.to_checkpoint(self.options, self.identity)
+        state["data"] = self.digests
+        metadata = best_metadata(self.state.progress.best)
+        copy = on_host(weights)
+        saved = self.saved_step == self.state.progress.step
+
+        def write() -> None:
+            if copy is not None:
+                content = weights_bytes(copy, metadata)
+                write_atomically(self.path / "best.safetensors", content)
+            if saved:
+                save_state(self.path / "checkpoints", state)
+
+        return write
+
     def _save(self) -> None:
-        """Write a checkpoint (a device sync and a few collectives).
+        """Copy all to host memory and write a checkpoint of it in the background.
+
+        A device sync and a few collectives; waits for what was being written before.
 
         Raises:
-            UserError: the weights are not finite, or the disk is full.
+            UserError: the weights are not finite, or what was being written couldn't be.
         """
-        step, bad = self.state.progress.step, not all_finite(self.state.model)
+        progress = self.state.progress
+        if self.saved_step == progress.step:
+            return
+        bad = not all_finite(self.state.model)
         if sum_over_processes(torch.tensor(float(bad), device=self.accelerator.device)):
             raise UserError(
-                f"The weights are not finite after step {step} and were not saved; {self.remedies}."
+                f"The weights are not finite after step {progress.step} and were not saved; "
+                f"{self.remedies}."
             )
-        folder = self.path if self.folder else None
-        self.state.save(folder, self.options, self.identity)
-        self.saved_step = step
+        progress.seconds = time.monotonic() - self.begun
+        progress.training_seconds, progress.waiting_seconds = self.total.elapsed, self.total.waited
+        self.writer.join()  # before the copy, so that there is only one
+        snapshot = self.state.snapshot(self.options, self.identity)
+        if self.folder:
+            snapshot.state["data"] = self.digests
+            self.writer.start(partial(self._write_checkpoint, snapshot))
+        self.saved_step = progress.step
 
-    def _finish(self, seconds: float) -> None:
-        """Write summary.json and say where everything is."""
+    def _write_checkpoint(self, snapshot: Checkpoint) -> None:
+        save_checkpoint(self.path / "checkpoints", snapshot, self.options.keep_checkpoints)
+        (self.path / SAVED).touch()
+
+    def _finish(self) -> None:
+        """Write summary.json, unless the run was finished before, and say where everything is."""
         progress = self.state.progress
         summary = {
             "task": self.name,
@@ -318,7 +430,9 @@ class Loop(ABC):
             "steps": progress.step,
             "metrics": {"best": progress.best, "last": progress.metrics},
             **self.total.reading(),
-            "seconds": seconds,
+            "seconds": time.monotonic() - self.begun,
             "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
         }
-        self.report.conclude(summary)
+        if progress.data_changed:
+            summary["data_changed_after_steps"] = progress.data_changed
+        self.report.conclude(summary, finished_before=self.finished)

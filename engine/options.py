@@ -6,6 +6,7 @@ the slow imports begin.
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -23,9 +24,16 @@ GROUPS = (
     "evaluation and files",
 )
 
+# Options that name a file or folder.
+FILES = ("data_dir", "weights", "output_dir", "resume")
+
 # Values of --dataset that need no folder: what is made here, or named by --dataset alone.
 WITHOUT_FOLDER = ("synthetic", "fake", "hub")
 
+
+MOST_STEPS = 99_999_999
+MOST_SAMPLES = 1_000_000  # of a batch
+LARGEST_INTEGER = 2**63  # what tensors and files hold
 
 # Bounds of a probability or a share.
 SHARE = {"at_least": 0, "at_most": 1}
@@ -115,6 +123,12 @@ class CommonOptions:
     check_data: bool = data_option(
         False, "read every sample, list what is bad, and stop", resume="free"
     )
+    allow_changed_data: bool = data_option(
+        False, "resume although samples differ from those of the run so far", resume="free"
+    )
+    compare_contents: bool = data_option(
+        False, "when resuming, compare what is in the files too; reads all at once", resume="free"
+    )
     model: str = model_option("", "model name; docs/models.md lists them")
     weights: str = model_option(
         "none",
@@ -128,7 +142,11 @@ class CommonOptions:
         10.0, "length of training in passes over the data", at_least=0, resume="free"
     )
     max_steps: int = length_option(
-        0, "length of training in optimizer steps, instead of epochs", at_least=0, resume="free"
+        0,
+        "length of training in optimizer steps, instead of epochs",
+        at_least=0,
+        at_most=MOST_STEPS,
+        resume="free",
     )
     lr: float = optimisation_option(0.004, "peak learning rate", at_least=0)
     momentum: float = optimisation_option(
@@ -172,8 +190,25 @@ class CommonOptions:
             UserError: names the option, its value and the range.
         """
         for field in dataclasses.fields(self):
-            _check_range(field, getattr(self, field.name))
+            value = getattr(self, field.name)
+            if value is None and default_of(field) is not None:
+                raise UserError(f"--{field.name} has no value; give one, or leave it out.")
+            if value == "" and default_of(field) != "":
+                raise UserError(
+                    f"--{field.name} is empty, perhaps an unset variable of the shell; give a "
+                    "value, or leave it out."
+                )
+            _check_range(field, value)
             self._refuse_useless(field)
+        for name in ("batch_size", "global_batch_size", "grad_accum", "microbatches"):
+            if getattr(self, name, 0) > MOST_SAMPLES:
+                raise UserError(
+                    f"--{name} is {getattr(self, name)}; it must be at most {MOST_SAMPLES}."
+                )
+        for name in FILES:
+            if getattr(self, name) and os.path.expanduser(getattr(self, name)).startswith("~"):
+                user = getattr(self, name).partition("/")[0]
+                raise UserError(f"--{name} {getattr(self, name)}: no user is called {user}.")
         if self.data_dir and self.dataset.partition(":")[0] in WITHOUT_FOLDER:
             raise UserError(f"--data_dir is of no use to --dataset {self.dataset}; leave it out.")
         if self.eval_only and self.resume == "never" and self.weights == "none":
@@ -209,8 +244,10 @@ def _check_range(field: dataclasses.Field, value: Any) -> None:
     """Refuse a number out of its field's bounds, and a list of another length or order."""
     values = value if isinstance(value, list) else [value]
     numbers = [n for n in values if isinstance(n, int | float) and not isinstance(n, bool)]
-    if not all(map(math.isfinite, numbers)):
+    if not all(isinstance(n, int) or math.isfinite(n) for n in numbers):
         raise UserError(f"--{field.name} is {value}; give a finite number.")
+    if any(abs(n) >= LARGEST_INTEGER for n in numbers if isinstance(n, int)):
+        raise UserError(f"--{field.name} is {value}; that is too large.")
     length, bounds = field.metadata["length"], field.metadata["bounds"]
     if isinstance(value, list) and length is not None and len(value) != length:
         raise UserError(f"--{field.name} is {value}; it takes {length} values.")
@@ -260,7 +297,10 @@ class TrainingOptions(CommonOptions):
         at_least=0,
     )
     batch_size: int = length_option(
-        8, "samples per process and forward pass", at_least=1, resume="free"
+        8,
+        "samples per process and forward pass",
+        at_least=1,
+        resume="free",
     )
     global_batch_size: int = length_option(
         0,
@@ -269,7 +309,10 @@ class TrainingOptions(CommonOptions):
         resume="free",
     )
     grad_accum: int = length_option(
-        1, "forward passes per optimizer step", at_least=1, resume="free"
+        1,
+        "forward passes per optimizer step",
+        at_least=1,
+        resume="free",
     )
     optimizer: Literal["sgd", "adamw"] = optimisation_option("adamw", "SGD with momentum, or AdamW")
     scale_lr: int = optimisation_option(

@@ -9,6 +9,7 @@ that nobody has used.
 
 import contextlib
 import os
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ import torch.distributed as dist
 
 SCHEME = "fresh"
 POLL_SECONDS = 0.05
+# Then a process that still waits for the others says so.
+SECONDS_OF_SILENCE = 60
 
 
 def rendezvous_url() -> str:
@@ -49,13 +52,21 @@ def fresh_part(store: dist.Store, rank: int, world_size: int, timeout: timedelta
     if rank:
         name = uuid.uuid4().hex
         store.set(f"hello/{rank}", name)
-        store.wait([f"answer/{name}"], timeout)
+        try:
+            store.wait([f"answer/{name}"], min(timeout, timedelta(seconds=SECONDS_OF_SILENCE)))
+        except RuntimeError:  # dist.DistStoreError is one
+            _say_that_it_waits([0], world_size)
+            store.wait([f"answer/{name}"], timeout)
         part = store.get(f"answer/{name}").decode()
         store.set(f"thanks/{part}/{rank}", "1")
         return dist.PrefixStore(part, store)
-    part, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    part, begun = uuid.uuid4().hex, time.monotonic()
+    deadline, silent = begun + timeout.total_seconds(), True
     missing = set(range(1, world_size))
     while missing:
+        if silent and time.monotonic() - begun > SECONDS_OF_SILENCE:
+            silent = False
+            _say_that_it_waits(sorted(missing), world_size)
         if time.monotonic() > deadline:
             raise TimeoutError(f"processes {sorted(missing)} of {world_size} did not come")
         for other in sorted(missing):
@@ -65,3 +76,18 @@ def fresh_part(store: dist.Store, rank: int, world_size: int, timeout: timedelta
                 store.set(f"answer/{store.get(f'hello/{other}').decode()}", part)
         time.sleep(POLL_SECONDS if missing else 0)
     return dist.PrefixStore(part, store)
+
+
+def _say_that_it_waits(missing: list[int], world_size: int) -> None:
+    """Name the cause that isn't plain to see.
+
+    When machines of an elastic job meet again in another order, torch's agents can tell their
+    processes the addresses of two different stores.
+    """
+    print(
+        f"Still waiting for process {', '.join(map(str, missing))} of {world_size}. If machines "
+        "have left and joined, start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its "
+        "environment on each of them (docs/scaling.md).",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -4,12 +4,15 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -18,7 +21,7 @@ from tqdm import tqdm
 
 from engine.checkpoint import complete_checkpoints
 from engine.options import CommonOptions
-from engine.run_folder import RunFolder, write_atomically
+from engine.run_folder import RunFolder, not_written, write_atomically
 from norm import Disagreement
 
 
@@ -56,10 +59,13 @@ class Report:
         accelerator.project_configuration.logging_dir = str(folder.path)
         # purge_step: what a killed run logged beyond its last checkpoint is hidden.
         purge = {} if options.eval_only else {"purge_step": start + 1}
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": purge})
-        self.tracker = accelerator.get_tracker("tensorboard")
-        self.writer = self.tracker.writer
-        self._log_options(options)
+        threading.excepthook = leave_to_the_report(threading.excepthook)
+        with self._writing():
+            sort_before_now(folder.path / "tensorboard")
+            accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": purge})
+            self.tracker = accelerator.get_tracker("tensorboard")
+            self.writer = self.tracker.writer
+            self._log_options(options)
         self.figure_paths: set[Path] = set()
         self.bar = tqdm(
             total=total, initial=start, unit="step", desc="train", dynamic_ncols=True, mininterval=1
@@ -90,7 +96,7 @@ class Report:
         # JSON has no infinity: fp16's overflows are null.
         finite = {key: v if math.isfinite(v) else None for key, v in values.items()}
         self.folder.log_metrics({"step": step, "samples": samples, **finite})
-        self.tracker.log({f"train/{key}": value for key, value in values.items()}, step=step)
+        self._log({f"train/{key}": value for key, value in values.items()}, step)
         rate = values["images_per_second"]
         self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.1f} images/s", refresh=False)
 
@@ -105,7 +111,7 @@ class Report:
             return
         finite = {key: v if math.isfinite(v) else None for key, v in metrics.items()}
         self.folder.log_metrics({"step": step, "samples": samples, "eval": finite})
-        self.tracker.log({f"val/{key}": value for key, value in metrics.items()}, step=step)
+        self._log({f"val/{key}": value for key, value in metrics.items()}, step)
         best = self.best_metric
         shown = [best, *(key for key in metrics if "/" not in key and key != best)]
         self.say(f"step {step}: " + ", ".join(f"{key} {metrics[key]:.4f}" for key in shown))
@@ -117,7 +123,7 @@ class Report:
                 "norm/disagreement": found.share,
                 "norm/disagreement_worst": found.worst_share,
             }
-            self.tracker.log(values, step=step)
+            self._log(values, step)
 
     def figures(self, step: int, figures: dict[str, torch.Tensor]) -> None:
         """Figures for TensorBoard, and the newest of each as a PNG in the run's folder."""
@@ -129,10 +135,23 @@ class Report:
             )
             # add_image would encode it a second time.
             value = Summary.Value(tag=f"val/{name}", image=image)
-            self.writer.file_writer.add_summary(Summary(value=[value]), step)
+            with self._writing():
+                self.writer.file_writer.add_summary(Summary(value=[value]), step)
             path = self.folder.path / f"{name}.png"
             write_atomically(path, png)
             self.figure_paths.add(path)
+
+    def _log(self, values: dict[str, float], step: int) -> None:
+        with self._writing():
+            self.tracker.log(values, step=step)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn TensorBoard's error of a full disk or a removed folder into a sentence."""
+        try:
+            yield
+        except OSError as error:
+            raise not_written(self.folder.path / "tensorboard", error) from None
 
     def say(self, sentence: str) -> None:
         """Print a line above the progress bar."""
@@ -144,12 +163,28 @@ class Report:
         if self.folder is not None:
             self.bar.close()
 
-    def conclude(self, summary: dict[str, Any]) -> None:
-        """Write the summary, and say what came out and where it is."""
+    def finish(self) -> None:
+        """Write what TensorBoard still holds.
+
+        Raises:
+            UserError: the disk is full, or the folder is gone.
+        """
+        if self.folder is not None:
+            with self._writing():
+                self.writer.close()
+
+    def conclude(self, summary: dict[str, Any], finished_before: bool = False) -> None:
+        """Write the summary, and say what came out and where it is.
+
+        A run that had nothing left to do keeps the summary that it has.
+        """
         if self.folder is None:
             return
         self.close()
-        self.folder.write_summary(summary, self.summary_name)
+        if finished_before and (self.folder.path / self.summary_name).exists():
+            print(f"This run had already finished, after {summary['steps']} steps.")
+        else:
+            self.folder.write_summary(summary, self.summary_name)
         metrics, best = summary["metrics"], self.best_metric
         for which in ("best", "last"):
             if best in metrics[which]:
@@ -172,17 +207,55 @@ class Report:
         print(f"{'curves':>8}  tensorboard --logdir {path}")
 
 
-class Stopwatch:
-    """Throughput and the share of time spent waiting for data, since the last reading."""
+def leave_to_the_report(hook: Callable) -> Callable:
+    """A hook for errors in threads without those of TensorBoard's files, which Report raises."""
 
-    def __init__(self) -> None:
-        self.start = time.monotonic()
-        self.samples = 0
-        self.waited = 0.0
+    def quiet(args: Any) -> None:
+        thread = type(args.thread).__module__
+        if not (isinstance(args.exc_value, OSError) and thread.startswith("tensorboard.")):
+            hook(args)
+
+    return quiet
+
+
+def sort_before_now(folder: Path) -> None:
+    """Rename event files that are dated later than now, as after the clock was set back.
+
+    TensorBoard reads event files in the order of their names, and each hides the steps that come
+    again in the next one: a run's new file must be the last.
+    """
+    now = int(time.time())
+    files = sorted(folder.glob("events.out.tfevents.*"), key=lambda path: path.name)
+    dates = [path.name.split(".")[3] for path in files]
+    if not any(date.isdigit() and int(date) >= now for date in dates):
+        return
+    for number, (path, date) in enumerate(zip(files, dates, strict=True)):
+        rest = path.name.split(f".{date}.", 1)[-1]
+        os.replace(path, folder / f"events.out.tfevents.{now - len(files) + number:010d}.{rest}")
+
+
+class Stopwatch:
+    """Throughput and the share of time spent waiting for data.
+
+    Args:
+        samples: trained on before.
+        elapsed: the seconds which that took.
+        waited: those of them in which this process waited for data.
+    """
+
+    def __init__(self, samples: int = 0, elapsed: float = 0.0, waited: float = 0.0) -> None:
+        self.start = time.monotonic() - elapsed
+        self.samples = samples
+        self.waited = waited
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds until now."""
+        return max(time.monotonic() - self.start, 1e-9)
 
     def reading(self) -> dict[str, float]:
         """Samples per second over all processes and this process's waiting share."""
-        elapsed = max(time.monotonic() - self.start, 1e-9)
+        elapsed = self.elapsed
         return {
             "images_per_second": self.samples / elapsed,
             "data_wait_fraction": self.waited / elapsed,
@@ -193,8 +266,10 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Largest memory used so far: allocated on the CUDA device, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -1,6 +1,6 @@
-"""Which folder a run writes, and which checkpoint it continues."""
+"""Which folder a run writes, which checkpoint it continues, and whether it may."""
 
-from dataclasses import asdict
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,26 @@ from engine.checkpoint import (
     recover,
 )
 from engine.collectives import from_main_process
+from engine.fingerprint import Record, differences, digests_of, read_record
 from engine.options import CommonOptions
-from engine.run_folder import RunFolder, continues, default_path, differing_options
-from engine.state import Progress
+from engine.run_folder import (
+    RunFolder,
+    continues,
+    differing_options,
+    lost_checkpoints,
+    make_default_path,
+)
 from errors import UserError
+
+# What a checkpoint's state.json must hold.
+NEEDED = {
+    "options": dict,
+    "identity": dict,
+    "samples": int,
+    "evaluated_step": int,
+    "metrics": dict,
+    "best": dict,
+}
 
 
 def claim_folder(
@@ -32,7 +48,8 @@ def claim_folder(
         raise UserError("--resume auto continues the run in --output_dir; give that folder.")
     folder = None
     if accelerator.is_main_process:
-        path = Path(options.output_dir or default_path(task_name, options))
+        given = options.output_dir
+        path = Path(given) if given else make_default_path(task_name, options)
         if options.eval_only and options.resume == "auto" and not (path / "checkpoints").is_dir():
             raise UserError(f"There is no run in {path} to evaluate; check --output_dir.")
         folder = RunFolder(path, resume=continues(options))
@@ -58,6 +75,12 @@ def find_checkpoint(accelerator: Accelerator, options: CommonOptions, path: Path
             )
         if newest is None and options.eval_only:
             raise UserError(f"There is no checkpoint in {path} to evaluate; check --output_dir.")
+        if newest is None and (trace := lost_checkpoints(path)):
+            raise UserError(
+                f"{path} holds {trace} of a run but no checkpoint to continue it from: put its "
+                f"folder checkpoints back; or remove {path} to start over, or give another "
+                "--output_dir."
+            )
     return from_main_process(newest)
 
 
@@ -81,17 +104,18 @@ def read_checkpoint(path: Path, options: CommonOptions, identity: dict[str, Any]
     """
     checkpoint = load_checkpoint(path)
     stored = checkpoint.state
-    missing = {"options", "identity", *asdict(Progress())} - set(stored)
+    missing = [name for name in NEEDED if not isinstance(stored.get(name), NEEDED[name])]
     if missing:
         raise UserError(
-            f"{path} holds no {', '.join(sorted(missing))}: it is not a checkpoint of this version "
-            "of the scripts; give another --resume."
+            f"{path} holds no {', '.join(missing)}: it is not a checkpoint of this version of the "
+            "scripts; give another --resume."
         )
     differs = differing_options(stored["options"], options)
     differs += [
         f"{key} {stored['identity'].get(key)} -> {now}"
         for key, now in identity.items()
         if stored["identity"].get(key) != now
+        and not (key == "train_samples" and (options.allow_changed_data or options.eval_only))
     ]
     if differs:
         raise UserError(
@@ -99,3 +123,63 @@ def read_checkpoint(path: Path, options: CommonOptions, identity: dict[str, Any]
             "ones, or give another --output_dir."
         )
     return checkpoint
+
+
+def changed_splits(
+    accelerator: Accelerator, path: Path, options: CommonOptions, record: Record | None
+) -> list[str]:
+    """Which of "train" and "val" are not what the checkpoint's run had (one collective).
+
+    Args:
+        accelerator: joined with the other processes.
+        path: the checkpoint; what its run had is in its folder's data.tsv.
+        options: allow_changed_data, eval_only.
+        record: of the data of now, on the main process.
+
+    Raises:
+        UserError: the data differ and ``--allow_changed_data`` wasn't given; names the samples.
+    """
+    found: dict[str, list[str]] = {}
+    if accelerator.is_main_process:
+        found = _changes(path, record)
+        if options.eval_only:
+            found.pop("train", None)
+    found = from_main_process(found)
+    sentence = "; ".join(f"{split}: {what}" for split, kinds in found.items() for what in kinds)
+    if found and not (options.allow_changed_data or options.eval_only):
+        raise UserError(
+            f"The data are not those that {path} was trained with ({sentence}). Restore them, add "
+            "--allow_changed_data to go on with those of now, or give another --output_dir."
+        )
+    if found:
+        accelerator.print(f"The data are not those that {path} was trained with ({sentence}).")
+    return list(found)
+
+
+def _changes(path: Path, record: Record) -> dict[str, list[str]]:
+    """What differs in each split that does."""
+    stored = load_checkpoint(path).state.get("data")
+    if not isinstance(stored, dict):
+        print(f"{path} doesn't say which data it was trained with, so they can't be compared.")
+        return {}
+    now = digests_of(record)
+    differ = [split for split in record if now[split] != stored.get(split)]
+    with_contents = any(sample.contents for samples in record.values() for sample in samples[:1])
+    if not (differ or with_contents):
+        return {}
+    before = read_record(path.resolve().parent.parent / "data.tsv")
+    if before is None or digests_of(before) != stored:
+        return {
+            split: ["which samples can't be told without its run's data.tsv"] for split in differ
+        }
+    found = {split: differences(before[split], record[split]) for split in record}
+    return {split: kinds for split, kinds in found.items() if kinds}
+
+
+def set_best_aside(path: Path, step: int) -> None:
+    """Rename the best weights of a run whose validation data have changed (main process)."""
+    best = path / "best.safetensors"
+    aside = path / f"best_before_step_{step}.safetensors"
+    if best.exists():
+        os.replace(best, aside)
+        print(f"The best weights so far are {aside}; the search for the best begins anew.")

@@ -1,6 +1,5 @@
 """The folder of a run: who may write it, and the files in it besides the checkpoints."""
 
-import fcntl
 import json
 import os
 import time
@@ -9,9 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError, safe_open
 
 from engine.options import CommonOptions
 from errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+# Files that a run writes, beside its figures.
+OWN = (
+    "config.yaml",
+    "metrics.jsonl",
+    "summary.json",
+    "evaluation.json",
+    "data.tsv",
+    "best.safetensors",
+    "checkpoints",
+    "tensorboard",
+    "profile",
+)
+# Made at the first checkpoint: a folder that has it, and no checkpoint, has lost some.
+SAVED = ".saved"
 
 
 class RunFolder:
@@ -31,13 +51,15 @@ class RunFolder:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(path / ".lock", "w")  # noqa: SIM115 (held until the process ends)
+            self._lock = _open_lock(path / ".lock")
         except OSError as error:
             raise UserError(
                 f"The output folder {path} can't be written ({error.strerror}); give another "
                 "--output_dir."
             ) from None
         try:
+            if fcntl is None:
+                raise OSError(0, "no locks on this system")
             # lockf, not flock: loader workers, which can outlive a killed run, don't inherit it.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -67,16 +89,18 @@ class RunFolder:
             evaluated_step: its last evaluation's step; the one at ``step`` may be yet to come.
         """
         path = self.path / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    values = json.loads(line)
-                    if values["step"] <= (evaluated_step if "eval" in values else step):
-                        kept.append(line + "\n")
-                except (json.JSONDecodeError, KeyError):
-                    break  # the line in which the run was killed
-        write_atomically(path, "".join(kept).encode())
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        steps = [_step_of(line, step, evaluated_step) for line in lines]
+        torn = len(lines) - 1  # the line in which the run was killed
+        strange = [str(n + 1) for n, kept in enumerate(steps) if kept is None and n != torn]
+        if strange:
+            print(
+                f"{path}: line {', '.join(strange[:5])}{' and others' * (len(strange) > 5)} can't "
+                f"be read; the file as it was is {path.name}.before."
+            )
+            write_atomically(path.with_name(f"{path.name}.before"), path.read_bytes())
+        kept = [line + b"\n" for line, keep in zip(lines, steps, strict=True) if keep]
+        write_atomically(path, b"".join(kept))
         self._metrics = open(path, "a")  # noqa: SIM115 (open as long as the run)
 
     def log_metrics(self, values: dict[str, Any]) -> None:
@@ -85,7 +109,7 @@ class RunFolder:
             self._metrics.write(json.dumps(values) + "\n")
             self._metrics.flush()
         except OSError as error:
-            raise _not_written(self.path / "metrics.jsonl", error) from None
+            raise not_written(self.path / "metrics.jsonl", error) from None
 
     def write_summary(self, summary: dict[str, Any], name: str) -> None:
         """Write summary.json, or another summary by its name."""
@@ -93,20 +117,69 @@ class RunFolder:
         write_atomically(self.path / name, text.encode())
 
 
+def _step_of(line: bytes, step: int, evaluated_step: int) -> bool | None:
+    """Whether a line of metrics.jsonl is of the part that is kept; None if it can't be read."""
+    try:
+        values = json.loads(line)
+        return bool(values["step"] <= (evaluated_step if "eval" in values else step))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _open_lock(path: Path) -> Any:
+    """Open or make the lock's file, but no file that a link leads to."""
+    if path.is_symlink():
+        raise OSError(0, f"its {path.name} is a link; remove it")
+    return open(path, "a")
+
+
 def refuse_other_run(path: Path) -> None:
     """Refuse a folder in which a run has written something.
 
     Raises:
-        UserError: it holds checkpoints or metrics.
+        UserError: it holds a file that a run writes.
     """
-    metrics = path / "metrics.jsonl"
-    if any((path / "checkpoints").glob("step_*")) or (
-        metrics.exists() and metrics.stat().st_size > 0
-    ):
+    try:
+        found = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    except NotADirectoryError:
+        raise UserError(f"{path} is a file; give another --output_dir.") from None
+    own = next((name for name in found if name in OWN or name.endswith(".png")), None)
+    if own:
         raise UserError(
-            f"{path} holds another run; add --resume auto to continue it, or give another "
+            f"{path} holds another run ({own}); add --resume auto to continue it, or give another "
             "--output_dir."
         )
+
+
+def lost_checkpoints(path: Path) -> str | None:
+    """The file which shows that a run without any checkpoint once had some, or None."""
+    return next(
+        (n for n in (SAVED, "best.safetensors", "summary.json") if (path / n).exists()), None
+    )
+
+
+def best_metadata(best: dict[str, float]) -> dict[str, str]:
+    """The metadata of the best weights: their step and their metrics."""
+    return {"step": str(best["step"]), "metrics": json.dumps(best)}
+
+
+def read_best(path: Path) -> dict[str, float] | None:
+    """What the best weights say of themselves: their metrics and "step".
+
+    {} where there is no such file, None where it doesn't say.
+    """
+    if not path.exists():
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            best = json.loads((file.metadata() or {})["metrics"])
+    except (KeyError, ValueError):
+        return None
+    except (OSError, SafetensorError):
+        print(f"{path} can't be read; the next evaluation's weights replace it.")
+        return {}
+    known = isinstance(best, dict) and all(isinstance(v, int | float) for v in best.values())
+    return best if known and "step" in best else None
 
 
 def continues(options: CommonOptions) -> bool:
@@ -118,10 +191,22 @@ def continues(options: CommonOptions) -> bool:
     )
 
 
-def default_path(task: str, options: CommonOptions) -> Path:
-    """A new folder for a run without ``--output_dir``."""
+def make_default_path(task: str, options: CommonOptions) -> Path:
+    """Make a new folder for a run without ``--output_dir``."""
     name = f"{task}-{options.dataset}-{options.model}".replace("/", "_").replace(":", "_")
-    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number, path = 1, first
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:  # another run began in the same second
+            number += 1
+            path = first.with_name(f"{first.name}-{number}")
+        except OSError as error:
+            raise UserError(
+                f"The output folder {path} can't be written ({error.strerror}); give --output_dir."
+            ) from None
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -130,7 +215,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         UserError: the disk is full or not writable.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name[:200]}.{os.getpid()}")
     try:
         with open(beside, "wb") as file:
             file.write(content)
@@ -138,12 +223,13 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        raise _not_written(path, error) from None
+        raise not_written(path, error) from None
     finally:
         beside.unlink(missing_ok=True)
 
 
-def _not_written(path: Path, error: OSError) -> UserError:
+def not_written(path: Path, error: OSError) -> UserError:
+    """The error for a file of a run that can't be written."""
     return UserError(
         f"{path} could not be written ({error.strerror}); make room and run again "
         "with --resume auto."

@@ -18,9 +18,15 @@ import threading
 import time
 from collections.abc import Iterator
 
+import psutil
+
+from errors import UserError
+
 # A terminal's Ctrl-C reaches a process twice: from the terminal and from the launcher.
 SAME_SIGNAL_SECONDS = 2.0
 SHORTEST_GRACE_SECONDS = 15.0
+# How soon a loader's worker notices that its process is gone.
+PARENT_SECONDS = 1.0
 
 
 class StopRequest:
@@ -28,11 +34,12 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum = 0
+        self.error: UserError | None = None
         self._asked_at = 0.0
         self._last_beat = time.monotonic()
         self._longest_beat = 0.0
         self._closed = False
-        self._busy = 0
+        self._busy, self._lock = 0, threading.Lock()
 
     def install(self) -> "StopRequest":
         """Receive SIGTERM and SIGINT from now on (main thread only)."""
@@ -45,8 +52,7 @@ class StopRequest:
         }
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         self._pipe = (reader, writer)
-        # torchrun's agent, without which nobody would end or restart this process.
-        self._agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self._agent = launcher()
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         return self
 
@@ -57,6 +63,14 @@ class StopRequest:
             signal.signal(signum, handler)
         self._closed = True
 
+    def fail(self, error: UserError) -> None:
+        """Stop as if by SIGTERM for an error of this process alone, such as a file it can't read.
+
+        So the processes stop together and save before ``error`` is raised.
+        """
+        self.error = self.error or error
+        self._receive(signal.SIGTERM)
+
     def beat(self) -> None:
         """A sign of life: call it at every step and evaluation batch."""
         now = time.monotonic()
@@ -65,12 +79,17 @@ class StopRequest:
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
-        """Work that may take long without a sign of life, such as saving; the watch pauses."""
-        self._busy += 1
+        """Work that may take long without a sign of life, such as saving; the watch pauses.
+
+        For any thread.
+        """
+        with self._lock:
+            self._busy += 1
         try:
             yield
         finally:
-            self._busy -= 1
+            with self._lock:
+                self._busy -= 1
             self._last_beat = time.monotonic()
 
     def _watch(self) -> None:
@@ -93,7 +112,7 @@ class StopRequest:
 
     def _receive(self, signum: int) -> None:
         now = time.monotonic()
-        if self.signum and now - self._asked_at > SAME_SIGNAL_SECONDS:
+        if self.signum and not self.error and now - self._asked_at > SAME_SIGNAL_SECONDS:
             self._exit("asked twice")
         if not self.signum:
             self.signum, self._asked_at = signum, now
@@ -104,22 +123,45 @@ class StopRequest:
         os._exit(128 + self.signum)
 
 
+def launcher() -> int | None:
+    """The process without which nobody would end or restart this one, or None."""
+    parent = os.getppid()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return parent  # torchrun's agent
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return None
+    # "accelerate launch" of one process; others may have inherited its variables.
+    with contextlib.suppress(psutil.Error):
+        words = psutil.Process(parent).cmdline()
+        if "launch" in words and any("accelerate" in word for word in words):
+            return parent
+        if any(os.path.basename(word) == "accelerate-launch" for word in words):
+            return parent
+    return None
+
+
 def leave_signals_to_the_loop(_worker_id: int) -> None:
     """``worker_init_fn`` of every loader: the loop, not a signal, decides when its workers end.
 
     Ctrl-C and Slurm signal every process of the job, and a loop whose workers die can't finish its
-    step. SIGTERM from the loop's own process still ends a worker, as multiprocessing expects.
+    step. SIGTERM from the loop's own process still ends a worker, as multiprocessing expects, and
+    so does that process's death.
     """
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    parent = os.getppid()
+    threading.Thread(target=_end_with_the_parent, args=(parent,), daemon=True).start()
 
 
-def _end_with_the_parent() -> None:
-    if hasattr(signal, "sigwaitinfo"):
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-    else:  # macOS doesn't tell who sent it
-        signal.sigwait({signal.SIGTERM})
+def _end_with_the_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        if hasattr(signal, "sigtimedwait"):
+            received = signal.sigtimedwait({signal.SIGTERM}, PARENT_SECONDS)
+            if received and received.si_pid == parent:
+                break
+        elif signal.SIGTERM in signal.sigpending():  # macOS doesn't tell who sent it
+            break
+        else:
+            time.sleep(PARENT_SECONDS)
     os._exit(0)

@@ -77,9 +77,8 @@ class Trainer(Loop):
             }.get(norm.kind),
             **task.identity,
         }
-        super().__init__(
-            accelerator, task.name, task.best_metric, task.train_data, identity, plan, options
-        )
+        data = task.train_data, task.val_data
+        super().__init__(accelerator, task.name, task.best_metric, *data, identity, plan, options)
         self.task, self.norm = task, norm
         self.learning_rate = lr_schedule(options, plan.total_steps, plan.peak_lr)
 

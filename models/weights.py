@@ -56,10 +56,24 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             "there."
         )
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    for key, value in tensors.items():
+        _refuse_unusable(path, key, value)
     for prefix in ("module.", "_orig_mod."):
         if tensors and all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
+
+
+def _refuse_unusable(path: Path, key: str, value: Tensor) -> None:
+    what = ""
+    if value.is_meta:
+        what = "has a shape but no values"
+    elif value.layout != torch.strided or value.is_quantized or value.is_nested:
+        what = "is sparse, nested or quantised"
+    elif value.is_floating_point() and not value.double().isfinite().all():  # also of 8 bits
+        what = "holds values that are not finite"
+    if what:
+        raise UserError(f"{path} can't be used as weights: its tensor {key} {what}.")
 
 
 def load_matching(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -5,14 +5,13 @@ number of stages and pipelines.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from engine.checkpoint import Checkpoint, save_checkpoint
+from engine.checkpoint import Checkpoint
 from engine.options import CommonOptions
-from engine.state import State
+from engine.state import State, on_host, refuse_other_shapes
 from pipeline.schedule import Place, gather_parts
 
 
@@ -30,22 +29,22 @@ class PipelineState(State):
         """The uncut network's weights, on the main process; else None (a collective)."""
         return gather_parts(self.model.state_dict(), self.place)
 
-    def save(self, folder: Path | None, options: CommonOptions, identity: dict[str, Any]) -> None:
-        """Write a checkpoint of the uncut network below ``folder`` (two collectives)."""
+    def snapshot(self, options: CommonOptions, identity: dict[str, Any]) -> Checkpoint | None:
+        """A copy of the uncut network, on the main process; else None (two collectives)."""
         mine = {
             name: self.optimizer.state[parameter]["momentum_buffer"]
             for name, parameter in self.model.named_parameters()
             if "momentum_buffer" in self.optimizer.state[parameter]
         }
         weights, momentum = self.evaluated_weights(), gather_parts(mine, self.place)
-        if folder is not None:
-            state = self.progress.to_checkpoint(options, identity)
-            checkpoint = Checkpoint(weights, None, {"momentum": momentum}, state)
-            save_checkpoint(folder / "checkpoints", checkpoint, options.keep_checkpoints)
+        if weights is None:
+            return None
+        weights, momentum = on_host([weights, momentum])
+        state = self.progress.to_checkpoint(options, identity)
+        return Checkpoint(weights, None, {"momentum": momentum}, state)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> None:
         """Take this stage's part of a checkpoint."""
-        self.progress.restore(checkpoint.state)
         own = self.model.state_dict()
         self.model.load_state_dict({name: checkpoint.model[name] for name in own})
         momentum = checkpoint.optimizer["momentum"]
@@ -53,3 +52,4 @@ class PipelineState(State):
             if name in momentum:
                 buffer = momentum[name].to(parameter.device)
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        refuse_other_shapes(self.optimizer)

@@ -63,7 +63,9 @@ class PipelineTrainer(Loop):
         train_data = TrainDataset(train, train_transform(cut.image_size), options.seed)
         plan = make_plan(options, len(train), place.replicas)
         identity = {"classes": data.classes}
-        super().__init__(accelerator, "pipeline", "top1", train_data, identity, plan, options)
+        val_data = EvalDataset(val, eval_transform(cut.image_size))
+        common = train_data, val_data, identity, plan, options
+        super().__init__(accelerator, "pipeline", "top1", *common)
         self.cut, self.place, self.classes = cut, place, data.classes
         self.device, self.dtype = accelerator.device, compute_dtype(options.double)
         self.learning_rate = cosine(options.lr, plan.total_steps).__getitem__
@@ -91,7 +93,7 @@ class PipelineTrainer(Loop):
             train_data,
             torch.tensor(data.train["label"][:]),
             PipelineKeys(self.stream, place, options.batch_size, options.microbatches, *ends),
-            EvalDataset(val, eval_transform(cut.image_size)),
+            val_data,
             torch.tensor(data.val["label"][:]),
             place,
             Loading(count_workers(options.num_workers, len(train)), self.device.type == "cuda"),

@@ -1,9 +1,11 @@
 """Checkpoints: complete or absent, verified, free of code; and who may write a folder."""
 
 import errno
+import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +23,11 @@ from engine.checkpoint import (
     newest_good_checkpoint,
     recover,
     save_checkpoint,
+    save_state,
 )
+from engine.options import CommonOptions
 from engine.run_folder import RunFolder, write_atomically
+from engine.state import Progress, State
 from errors import UserError
 from tests.conftest import ROOT
 
@@ -107,9 +112,9 @@ def test_a_full_disk_leaves_older_checkpoints(
     load_checkpoint(tmp_path / "step_00000001")
 
 
-@pytest.mark.parametrize("at, replaces", [(0, False), (1, False), (0, True), (1, True), (2, True)])
+@pytest.mark.parametrize("at, replaces", [(0, False), (1, False), (2, False), (1, True), (2, True)])
 def test_a_kill_while_writing_loses_nothing(tmp_path: Path, at: int, replaces: bool) -> None:
-    """SIGKILL before the first or second rename, or before the old one is removed."""
+    """SIGKILL before a rename, or before what was replaced or pruned is removed."""
     save(tmp_path, 1)
     if replaces:
         save(tmp_path, 2)
@@ -127,7 +132,7 @@ def test_a_kill_while_writing_loses_nothing(tmp_path: Path, at: int, replaces: b
                 return call(*args, **kwargs)
             return wrapped
         os.rename, shutil.rmtree = dying(rename), dying(rmtree)
-        test_checkpoint.save(Path({str(tmp_path)!r}), 2)
+        test_checkpoint.save(Path({str(tmp_path)!r}), 2, keep=1)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)])
     assert done.returncode == -signal.SIGKILL
@@ -158,12 +163,133 @@ def test_an_error_while_replacing_keeps_the_old_one(tmp_path: Path, monkeypatch)
     assert (tmp_path / "step_00000003" / "manifest.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("manifest", ["{}", "[]", '{"state.json": {}}'])
+@pytest.mark.parametrize(
+    "manifest", ["{}", "[]", '{"state.json": {}}', "3", "null", "[" * 100_000, '{"state.json": 3}']
+)
 def test_a_crafted_manifest_is_skipped(tmp_path: Path, manifest: str) -> None:
     good, bad = save(tmp_path, 1), save(tmp_path, 2)
     (bad / "manifest.json").write_text(manifest)
     newest, skipped = newest_good_checkpoint(tmp_path)
     assert newest == good and len(skipped) == 1 and str(bad) in skipped[0]
+
+
+def tampered(path: Path, name: str, content: bytes) -> None:
+    """Another content of a file, with a manifest that fits."""
+    (path / name).write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_text())
+    digest = module.hashlib.sha256(content).hexdigest()
+    manifest[name] = {"bytes": len(content), "sha256": digest}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def saved_by_torch(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("state.json", b"[]"),
+        ("state.json", b"{}"),
+        ("state.json", b'{"step": "2"}'),
+        ("state.json", b'{"step": -1}'),
+        ("state.json", b'{"step": true}'),
+        ("state.json", b'{"step": 3}'),  # the folder's name says 2
+        ("state.json", b"\xff\xfe"),
+        ("state.json", b"[" * 100_000),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\xff" * 100),
+        ("optimizer.pt", b""),
+        ("optimizer.pt", saved_by_torch([1, 2])),
+        ("optimizer.pt", saved_by_torch(torch.ones(2))),
+    ],
+    ids=str,
+)
+def test_wrong_contents_under_a_fitting_manifest_are_skipped(tmp_path, name, content) -> None:
+    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    tampered(bad, name, content)
+    newest, skipped = newest_good_checkpoint(tmp_path)
+    assert newest == good and len(skipped) == 1 and "\n" not in skipped[0]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "foreign", "folder"])
+def test_a_manifest_reads_no_other_file(tmp_path: Path, kind: str) -> None:
+    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    if kind == "foreign":
+        manifest = json.loads((bad / "manifest.json").read_text())
+        manifest["/dev/zero"] = {"bytes": 1, "sha256": ""}
+        (bad / "manifest.json").write_text(json.dumps(manifest))
+    else:
+        (bad / "model.safetensors").unlink()
+        if kind == "pipe":
+            os.mkfifo(bad / "model.safetensors")
+        elif kind == "folder":
+            (bad / "model.safetensors").mkdir()
+        else:
+            (bad / "model.safetensors").symlink_to("/dev/zero")
+    newest, skipped = newest_good_checkpoint(tmp_path)
+    assert newest == good and len(skipped) == 1
+    (bad / "manifest.json").unlink()
+    os.mkfifo(bad / "manifest.json")
+    assert newest_good_checkpoint(tmp_path)[0] == good
+
+
+def state_of(model: torch.nn.Module) -> State:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return State(model, None, optimizer, None, Progress(step=1))
+
+
+@pytest.mark.parametrize("fault", ["weights", "shape", "momentum", "group", "none", "progress"])
+def test_what_does_not_fit_the_model_is_one_sentence(fault: str) -> None:
+    state = state_of(torch.nn.Linear(2, 3))
+    checkpoint = state.snapshot(CommonOptions(), {"global_batch_size": 1})
+    optimizer = checkpoint.optimizer["optimizer"]
+    if fault == "weights":
+        del checkpoint.model["bias"]
+    elif fault == "shape":
+        checkpoint.model["bias"] = torch.ones(4)
+    elif fault == "momentum":
+        optimizer["state"][0]["momentum_buffer"] = torch.ones(7, 7)
+    elif fault == "group":
+        optimizer["param_groups"] = []
+    elif fault == "none":
+        checkpoint.optimizer = {}
+    else:
+        checkpoint.state["best"] = {"miou": "high"}
+    with pytest.raises(UserError, match="doesn't fit this training") as caught:
+        state_of(torch.nn.Linear(2, 3)).restore(checkpoint)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_is_replaced_alone(tmp_path: Path) -> None:
+    path = save(tmp_path, 3)
+    before = {p.name: p.read_bytes() for p in path.iterdir()}
+    save_state(tmp_path, {"step": 3, "best": {"miou": 0.7}})
+    assert load_checkpoint(path).state == {"step": 3, "best": {"miou": 0.7}}
+    assert all(
+        (path / name).read_bytes() == content
+        for name, content in before.items()
+        if name not in ("state.json", "manifest.json")
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000003"]
+
+
+def test_only_the_run_s_own_names_are_touched(tmp_path: Path) -> None:
+    mine = ["step_best", "step_4", "step_00000001.old", "step_000000001", ".step_mine", "other"]
+    save(tmp_path, 1)
+    for name in mine:
+        shutil.copytree(tmp_path / "step_00000001", tmp_path / name)
+    for step in (2, 3):
+        save(tmp_path, step, keep=1)
+    recover(tmp_path)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step_00000003"]
+    assert newest_good_checkpoint(tmp_path) == (tmp_path / "step_00000003", [])
+    assert {path.name for path in tmp_path.iterdir()} == {*mine, "step_00000003"}
+    assert all((tmp_path / name / "manifest.json").exists() for name in mine)
 
 
 class Bomb:
@@ -197,7 +323,7 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
     folder.start_metrics(0, -1)
     folder.log_metrics({"step": 1, "loss": 1.0})
     del folder
-    with pytest.raises(UserError, match="holds another run; add --resume auto"):
+    with pytest.raises(UserError, match=r"holds another run \(metrics.jsonl\); add --resume auto"):
         RunFolder(tmp_path, resume=False)
     RunFolder(tmp_path, resume=True)
 

@@ -1,8 +1,10 @@
 """How the scripts are started, and how a user's mistake looks on the screen."""
 
+import errno
 import os
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from accelerate.commands.config.default import write_basic_config
 from accelerate.utils import DistributedType
 from PIL import Image
 
-from engine.launch import create_accelerator
+from engine.cluster import join_tasks
+from engine.launch import _sentence_for, create_accelerator
 from errors import UserError
 from pipeline.options import PipelineOptions
 from tasks.segmentation.options import SegmentationOptions as Options
@@ -78,6 +81,133 @@ def test_fsdp_on_gpus_is_refused(gpus, monkeypatch) -> None:
     for options in (Options(), PipelineOptions()):
         with pytest.raises(UserError, match="FSDP shards the weights, which this script keeps"):
             create_accelerator(options)
+
+
+@pytest.mark.parametrize(
+    "variable, value, words",
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "Megatron-LM"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "parallelism_config"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "--compile"),
+    ],
+)
+def test_what_accelerate_can_do_otherwise_is_refused(monkeypatch, variable, value, words) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=words):
+        create_accelerator(Options())
+
+
+SLURM = {
+    "SLURM_JOB_ID": "1234567",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "5",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+    "SLURM_STEP_NODELIST": "gpu[07-08,12]",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+}
+OPENMPI = {f"OMPI_COMM_WORLD_{name}": "2" for name in ("SIZE", "LOCAL_SIZE")}
+OPENMPI |= {f"OMPI_COMM_WORLD_{name}": "1" for name in ("RANK", "LOCAL_RANK")}
+MPICH = {"PMI_RANK": "0", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "2"}
+
+
+@pytest.mark.parametrize(
+    "tasks, expected",
+    [
+        (SLURM, ("3", "5", "1", "2", "gpu07")),
+        (OPENMPI, ("1", "2", "1", "2", "127.0.0.1")),
+        (MPICH, ("0", "2", "0", "2", "127.0.0.1")),
+    ],
+    ids=["slurm", "openmpi", "mpich"],
+)
+def test_tasks_without_a_launcher_join(tasks: dict, expected: tuple) -> None:
+    environment = dict(tasks)
+    join_tasks(environment)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+    assert tuple(environment[name] for name in names) == expected
+    assert 20000 <= int(environment["MASTER_PORT"]) < 40000
+    other = dict(tasks)
+    join_tasks(other)
+    assert other == environment
+    before = dict(environment)
+    join_tasks(environment)  # as a launcher within the task would have set them
+    assert environment == before
+
+
+@pytest.mark.parametrize(
+    "alone",
+    [
+        {},
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"},  # a batch script's own process
+        SLURM | {"SLURM_STEP_NUM_TASKS": "1"},
+        SLURM | {"RANK": "0", "WORLD_SIZE": "1"},  # from a launcher
+        {"PMI_RANK": "0", "PMI_SIZE": "1"},
+    ],
+    ids=str,
+)
+def test_a_single_task_stays_alone(alone: dict) -> None:
+    environment = dict(alone)
+    join_tasks(environment)
+    assert environment == alone
+
+
+def test_tasks_of_mpi_on_several_machines_need_an_address() -> None:
+    tasks = OPENMPI | {"OMPI_COMM_WORLD_SIZE": "4"}
+    with pytest.raises(UserError, match="-x MASTER_ADDR"):
+        join_tasks(dict(tasks))
+    environment = tasks | {"MASTER_ADDR": "10.0.0.1"}
+    join_tasks(environment)
+    assert environment["WORLD_SIZE"] == "4" and environment["MASTER_ADDR"] == "10.0.0.1"
+
+
+def test_a_slurm_task_that_sees_one_gpu_is_told_how_to_see_all(gpus, monkeypatch) -> None:
+    gpus(1, processes=2)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(UserError, match="--gpu-bind=none"):
+        create_accelerator(Options())
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (OSError(errno.ENAMETOOLONG, "File name too long", "aaa"), "aaa: File name too long"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied"),
+        (RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error."), "--shm-size"),
+        (OSError(errno.EBADF, "Bad file descriptor", "x"), ""),
+        (ValueError("x"), ""),
+    ],
+    ids=str,
+)
+def test_the_system_s_errors_are_sentences(error: Exception, words: str) -> None:
+    sentence = _sentence_for(error)
+    assert words in sentence and bool(sentence) == bool(words)
+
+
+def test_nothing_breaks_where_the_system_has_no_forks_locks_or_sockets(tmp_path: Path) -> None:
+    """As on Windows, as far as this system can pretend to be one."""
+    code = """
+import multiprocessing, os, pathlib, signal, socket, sys
+import accelerate, datasets, psutil, tensorboard, timm, torchmetrics  # not what is tested
+sys.modules["fcntl"] = sys.modules["resource"] = None
+for module, names in {
+    os: ("fork", "register_at_fork", "sched_getaffinity", "O_NOFOLLOW"),
+    socket: ("AF_UNIX",),
+    signal: ("pthread_sigmask", "sigtimedwait", "sigwaitinfo"),
+}.items():
+    for name in names:
+        if hasattr(module, name):
+            delattr(module, name)
+multiprocessing.get_all_start_methods = lambda: ["spawn"]
+from tests.conftest import train_here
+path = pathlib.Path(sys.argv[1])
+run = train_here("train_segmentation", path, num_workers="auto", limit_train=80)
+assert run.status == 0
+"""
+    done = launched([sys.executable, "-c", code, str(tmp_path / "run")], tmp_path / "run")
+    assert done.status == 0, done.output
+    assert "can't be locked (no locks on this system)" in done.output
 
 
 @pytest.mark.parametrize("options", [{}, {"cpu": True}], ids=str)
