@@ -7,6 +7,7 @@ image is, its header is read.
 from collections.abc import Callable
 from dataclasses import replace
 
+from data.faults import Faults
 from data.sources import load_from
 from errors import UserError
 from tasks.detection.formats.coco import load_coco
@@ -17,7 +18,7 @@ from tasks.detection.options import DetectionOptions
 from tasks.detection.rows import DetectionData, dropped_boxes_note
 from tasks.detection.synthetic import load_synthetic
 
-SOURCES: dict[str, Callable[[DetectionOptions], DetectionData]] = {
+SOURCES: dict[str, Callable[[DetectionOptions, Faults], DetectionData]] = {
     "synthetic": load_synthetic,
     "coco": load_coco,
     "voc": load_voc,
@@ -26,14 +27,14 @@ SOURCES: dict[str, Callable[[DetectionOptions], DetectionData]] = {
 }
 
 
-def load_data(options: DetectionOptions) -> DetectionData:
+def load_data(options: DetectionOptions, faults: Faults | None = None) -> DetectionData:
     """Find the data set that the options name; no image is decoded yet.
 
     Raises:
         UserError: there is no such data set, it isn't in the layout expected, or it has no object
             to learn from.
     """
-    data = load_from(SOURCES, options)
+    data = load_from(SOURCES, options, faults)
     notes = dropped_boxes_note("train", data.train) + dropped_boxes_note("val", data.val)
     if not any(row["category"] for row in data.train["objects"]):
         masks = " with a mask" if options.needs_masks else ""
