@@ -7,6 +7,7 @@ image is, its header is read.
 from collections.abc import Callable
 from dataclasses import replace
 
+from data.decode import cell_name
 from data.faults import Faults
 from data.sources import load_from
 from errors import UserError
@@ -38,8 +39,19 @@ def load_data(options: DetectionOptions, faults: Faults | None = None) -> Detect
     notes = dropped_boxes_note("train", data.train) + dropped_boxes_note("val", data.val)
     if not any(row["category"] for row in data.train["objects"]):
         masks = " with a mask" if options.needs_masks else ""
-        raise UserError(
-            f"No training image of {options.data_dir or options.dataset} has a usable object"
-            f"{masks}: check the annotations."
+        where = options.data_dir or options.dataset
+        sentence = (
+            f"No training image of {where} has a usable object{masks} ({_first_reason(data)}): "
+            "correct the annotations, or the folder that they are looked for in."
         )
+        if faults is None:
+            raise UserError(sentence)
+        faults.add(where, sentence)
     return replace(data, notes=data.notes + notes)
+
+
+def _first_reason(data: DetectionData) -> str:
+    """Why the first training image has no object."""
+    rejected = ((n, reasons[0]) for n, reasons in enumerate(data.train["dropped"]) if reasons)
+    number, reason = next(rejected, (0, "has no annotation"))
+    return f"{cell_name(data.train[number]['image'], f'sample {number}')}: {reason}"
