@@ -6,6 +6,7 @@ from dataclasses import replace
 import datasets
 import numpy as np
 
+from data.faults import Faults
 from data.png import stored_png
 from data.sources import evenly_spaced
 from data.synthetic import COLORS, SHAPES, Scene, Shape, draw, random_shape
@@ -18,7 +19,7 @@ EMPTY = 0.08  # share of the images without shapes
 HIDDEN = 0.75  # a shape of which others hide more than this share is no object
 
 
-def load_synthetic(options: DetectionOptions) -> DetectionData:
+def load_synthetic(options: DetectionOptions, faults: Faults) -> DetectionData:
     """Shapes on textured grounds, made here; of a limited split only what is kept."""
     splits = [("train", TRAIN_IMAGES, options.limit_train), ("val", VAL_IMAGES, options.limit_val)]
     train, val = (

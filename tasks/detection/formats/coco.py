@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data.faults import Faults
 from data.folders import TRAIN, VAL, data_root
 from data.sources import evenly_spaced
 from errors import UserError
@@ -39,7 +40,7 @@ SAMPLED = 32  # images of a file that are looked for, to find their folder
 Id = int | str
 
 
-def load_coco(options: DetectionOptions) -> DetectionData:
+def load_coco(options: DetectionOptions, faults: Faults) -> DetectionData:
     """COCO and what is stored like it.
 
     Category ids become 0..n-1 in their order, or the positions of their names in ``--class_names``.

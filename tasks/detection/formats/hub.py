@@ -5,6 +5,7 @@ from typing import Any
 
 import datasets
 
+from data.faults import Faults
 from data.hub import Media, hub_name, open_hub, require_columns, select_media
 from errors import UserError
 from tasks.detection.formats.reading import (
@@ -48,7 +49,7 @@ BOX_FORMATS: dict[str, Callable[[Sequence[float], tuple[int, int]], Box]] = {
 }
 
 
-def load_hub(options: DetectionOptions) -> DetectionData:
+def load_hub(options: DetectionOptions, faults: Faults) -> DetectionData:
     """A data set of the hub, or a local copy of one; without masks, which have no common form.
 
     The classes are ``--class_names``, or those of the column's ClassLabel, or else the numbers or
@@ -59,7 +60,7 @@ def load_hub(options: DetectionOptions) -> DetectionData:
     """
     name, image_column = hub_name(options.dataset), options.image_column
     objects_column = options.objects_column
-    train, val, notes = open_hub(options.dataset)
+    train, val, notes = open_hub(options, options.image_column)
     splits = []
     media = Media("image", datasets.Image(decode=False), "images", "--image_column")
     for rows in (train, val):

@@ -6,15 +6,16 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from data.class_lists import VOC
+from data.faults import Faults
 from data.folders import (
     IMAGE_SUFFIXES,
     TRAIN,
     VAL,
     data_root,
     image_files,
-    read_text,
     require_folders,
 )
+from data.textfiles import read_text
 from errors import UserError
 from tasks.detection.formats.reading import MALFORMED, given_class_names, pixels, reason
 from tasks.detection.options import DetectionOptions
@@ -39,7 +40,7 @@ class _Annotation:
     objects: list[tuple[str, tuple[float, float, float, float], bool]]
 
 
-def load_voc(options: DetectionOptions) -> DetectionData:
+def load_voc(options: DetectionOptions, faults: Faults) -> DetectionData:
     """Pascal VOC 2007 and 2012, and what labelling tools write in this layout.
 
     An object marked difficult is treated as a crowd: training doesn't learn it and evaluation
@@ -52,7 +53,7 @@ def load_voc(options: DetectionOptions) -> DetectionData:
     """
     root = data_root(options, EXPECTED, "VOCdevkit/VOC2012", "VOC2012", "VOC2007")
     images, annotations, lists = require_folders("voc", root, EXPECTED, *FOLDERS)
-    files = dict(image_files(images))
+    files = dict(image_files(images, faults))
     splits = []
     for split_names in (TRAIN, VAL):
         names = _listed(lists, split_names, files)

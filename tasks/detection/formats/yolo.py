@@ -8,7 +8,9 @@ from typing import Any
 import yaml
 
 from data.class_lists import read_class_file
-from data.folders import TRAIN, VAL, data_root, image_files, read_text
+from data.faults import Faults
+from data.folders import TRAIN, VAL, data_root, image_files
+from data.textfiles import read_text
 from errors import UserError
 from tasks.detection.formats.reading import given_class_names
 from tasks.detection.options import DetectionOptions
@@ -21,7 +23,7 @@ MOST_CLASSES = 10_000  # a higher number without a name is a mistake
 Line = tuple[int, list[float]]  # class id, and shares of the image's width and height
 
 
-def load_yolo(options: DetectionOptions) -> DetectionData:
+def load_yolo(options: DetectionOptions, faults: Faults) -> DetectionData:
     """Folders of images and of text files: a line ``class cx cy w h`` per object, or a polygon.
 
     All numbers are shares of the image's width and height. ``class x y x y x y ...`` is a
