@@ -1,0 +1,63 @@
+"""How large images are, from the headers of their files; nothing is decoded."""
+
+import io
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+ORIENTATION = 0x0112  # EXIF tag; from 5 on, width and height change places
+BATCH = 64  # headers that a thread reads in one go
+
+Size = tuple[int, int]  # height and width in pixels
+
+
+class Header(NamedTuple):
+    """What a file's header says.
+
+    Attributes:
+        stored: (height, width) as stored; (0, 0) where it can't be read: the image is reported with
+            its name when it is decoded.
+        turned: whether the EXIF orientation says that it must be turned or mirrored.
+        upright: (height, width) once it is turned.
+    """
+
+    stored: Size
+    turned: bool
+    upright: Size
+
+
+UNREADABLE = Header((0, 0), False, (0, 0))
+
+
+def read_header(image: str | dict[str, Any]) -> Header:
+    """The header of an image.
+
+    Args:
+        image: path, or a cell ``{"path", "bytes"}``, whose bytes may be an open file.
+    """
+    cell = image if isinstance(image, dict) else {"path": image, "bytes": None}
+    file = cell["path"] if cell["bytes"] is None else cell["bytes"]
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+            width, height = opened.size
+            orientation = opened.getexif().get(ORIENTATION, 1)
+    except Exception:  # Pillow raises many types for broken files
+        return UNREADABLE
+    turned = orientation in range(2, 9)
+    upright = (width, height) if turned and orientation >= 5 else (height, width)
+    return Header((height, width), turned, upright)
+
+
+def read_headers(images: Iterable[str | dict[str, Any]]) -> Iterator[Header]:
+    """The headers of many images, in order; threads, because the disk may be far away."""
+
+    def read(group: list) -> list[Header]:
+        return [read_header(image) for image in group]
+
+    rest = iter(images)
+    groups = iter(lambda: list(islice(rest, BATCH)), [])
+    with ThreadPoolExecutor(8) as pool:
+        yield from chain.from_iterable(pool.map(read, groups))
