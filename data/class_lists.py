@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
-from data.folders import read_text
 from data.masks import IGNORE, MAX_CLASSES, Color, MaskRule, default_colors
+from data.textfiles import read_text
 from errors import UserError
 
 CAMVID = {

@@ -4,6 +4,7 @@
 own folder and once per process. Here the media stay where they are, and only the labels are new.
 """
 
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ import pyarrow as pa
 from datasets.table import InMemoryTable, concat_tables
 
 from data.folders import TRAIN, VAL, stand_in_note
+from data.holdout import held_out, holdout_note, wants_holdout
+from data.sources import SourceOptions
 from errors import UserError
 
 # Class ids may leave out this many numbers for each that occurs; with more gaps they are no ids.
@@ -44,39 +47,59 @@ def hub_name(dataset: str) -> str:
     return dataset.partition(":")[2]
 
 
-def open_hub(dataset: str) -> tuple[datasets.Dataset, datasets.Dataset, tuple[str, ...]]:
+def open_hub(
+    options: SourceOptions, *columns: str
+) -> tuple[datasets.Dataset, datasets.Dataset, tuple[str, ...]]:
     """The training and validation split of a Hugging Face data set, and notes for the user.
 
     Args:
-        dataset: ``hub:`` and ``id`` or ``id:configuration`` on the hub, or a local path of what
-            ``save_to_disk`` wrote or of anything that ``load_dataset`` reads.
+        options: ``dataset``, which is ``hub:`` and ``id`` or ``id:configuration`` on the hub, or a
+            local path of what ``save_to_disk`` wrote or of anything that ``load_dataset`` reads;
+            and what is held out where there is no split for validation.
+        columns: that may hold the samples' files, whose names say which are held out.
 
     Raises:
         UserError: it can't be loaded, or has no split for training.
     """
-    name = hub_name(dataset)
+    name = hub_name(options.dataset)
     splits = _load(name)
-    train_name = next((split for split in TRAIN if split in splits), None)
-    val_name = next((split for split in VAL if split in splits), None)
+    cased = {split.lower(): split for split in splits}
+    train_name = next((cased[split] for split in TRAIN if split in cased), None)
+    val_name = next((cased[split] for split in VAL if split in cased), None)
     if train_name is None:
         raise UserError(
             f"{name} has no split train, only {', '.join(splits)}: choose another data set."
         )
     train = splits[train_name]
-    for split in (train_name, val_name):
+    holds_out = wants_holdout(options, name, val_name) or not val_name
+    for split in (train_name, None if holds_out else val_name):
         if split and not len(splits[split]):
             raise UserError(f"The split {split} of {name} is empty: choose another data set.")
-    if val_name:
+    if not holds_out:
         return train, splits[val_name], stand_in_note(name, val_name)
-    if len(train) < 2:
-        raise UserError(
-            f"{name} has only {len(train)} sample and no split for validation: choose another data "
-            "set."
-        )
-    held_out = np.arange(0, len(train), 10)
-    rest = train.select(np.setdiff1d(np.arange(len(train)), held_out))
-    note = f"{name} has no split for validation: every tenth training sample is held out."
-    return rest, train.select(held_out), (note,)
+    out = held_out(_names(train, name, columns), options, name)
+    note = holdout_note(options, name, int(out.sum()), len(train))
+    return train.select(np.flatnonzero(~out)), train.select(np.flatnonzero(out)), note
+
+
+def _names(rows: datasets.Dataset, where: str, columns: Sequence[str]) -> list[str]:
+    """What each row is called: its file, where the column tells distinct ones, or its number."""
+    for column in columns:
+        if column not in rows.column_names:
+            continue
+        stored = rows.data.column(column).combine_chunks()
+        if pa.types.is_struct(stored.type) and stored.type.get_field_index("path") >= 0:
+            stored = stored.field("path")
+        if pa.types.is_string(stored.type):
+            names = rows.with_format(None).select_columns([column])
+            indices = names._indices  # the rows of the table that are in the data set
+            paths = stored.to_pylist()
+            if indices is not None:
+                paths = [paths[place] for place in indices.column(0).to_pylist()]
+            if None not in paths and len(set(paths)) == len(paths):
+                root = Path(where).expanduser().resolve()
+                return [os.path.relpath(p, root) if os.path.isabs(p) else p for p in paths]
+    return [str(number) for number in range(len(rows))]
 
 
 def _load(name: str) -> dict[str, datasets.Dataset]:

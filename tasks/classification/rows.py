@@ -17,6 +17,9 @@ class SourceOptions(Protocol):
 
     dataset: str
     data_dir: str | None
+    val_share: float | None
+    fold: str | None
+    val_group: str | None
     limit_train: int
     limit_val: int
     seed: int

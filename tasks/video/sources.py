@@ -11,9 +11,11 @@ from pathlib import Path
 import datasets
 
 from data.class_lists import require_classes
-from data.folders import IMAGE_SUFFIXES, TRAIN, VAL, data_root, read_text, stand_in_note
+from data.faults import Faults
+from data.folders import IMAGE_SUFFIXES, TRAIN, VAL, data_root, stand_in_note
 from data.hub import Media, class_ids, classes_of, hub_name, labelled, open_hub, require_columns
 from data.sources import load_from
+from data.textfiles import read_text
 from errors import UserError
 from tasks.video import synthetic
 from tasks.video.decoding.open import OpenVideo, open_video
@@ -54,16 +56,16 @@ class Clip:
     end: float | None = None
 
 
-def load_data(options: VideoOptions) -> VideoData:
+def load_data(options: VideoOptions, faults: Faults | None = None) -> VideoData:
     """Find the data set that the options name; nothing is decoded yet.
 
     Raises:
         UserError: there is no such data set, or it isn't in the layout expected.
     """
-    return load_from(SOURCES, options)
+    return load_from(SOURCES, options, faults)
 
 
-def load_synthetic(options: VideoOptions) -> VideoData:
+def load_synthetic(options: VideoOptions, faults: Faults) -> VideoData:
     """Shapes whose motion is the class, drawn when they are read."""
     videos, classes = synthetic.SyntheticVideos(options.seed), list(synthetic.CLASSES)
     splits = []
@@ -74,7 +76,7 @@ def load_synthetic(options: VideoOptions) -> VideoData:
     return VideoData(*splits, classes, open=videos.open)
 
 
-def load_folder(options: VideoOptions) -> VideoData:
+def load_folder(options: VideoOptions, faults: Faults) -> VideoData:
     """<split>/<class>/<video file>, or <split>/<class>/<folder of frames>."""
     expected = "train/<class>/<videos> and val/<class>/<videos>"
     root = data_root(options, expected)
@@ -98,7 +100,7 @@ def load_folder(options: VideoOptions) -> VideoData:
     return _data(*splits, str(root), notes=stand_in_note(root, folder.name))
 
 
-def load_ucf101(options: VideoOptions) -> VideoData:
+def load_ucf101(options: VideoOptions, faults: Faults) -> VideoData:
     """UCF101 and its official lists of three splits."""
     expected = "classInd.txt, trainlist01.txt, testlist01.txt and a folder of the videos"
     root = data_root(options, expected)
@@ -152,7 +154,7 @@ def _lines(file: Path) -> list[list[str]]:
     return [line.split() for line in read_text(file).splitlines() if line.strip()]
 
 
-def load_kinetics(options: VideoOptions) -> VideoData:
+def load_kinetics(options: VideoOptions, faults: Faults) -> VideoData:
     """Tables of videos, train.csv and val.csv, in the layout of Kinetics or a simpler one."""
     expected = "train.csv, val.csv and the videos"
     root = data_root(options, expected)
@@ -175,9 +177,9 @@ def load_kinetics(options: VideoOptions) -> VideoData:
     return _data(*splits, str(root), notes=tuple(notes))
 
 
-def load_hub(options: VideoOptions) -> VideoData:
+def load_hub(options: VideoOptions, faults: Faults) -> VideoData:
     """A data set of the Hugging Face hub, or a local copy of one."""
-    *splits, notes = open_hub(options.dataset)
+    *splits, notes = open_hub(options, options.video_column)
     name, label_column = hub_name(options.dataset), options.label_column
     video_column = options.video_column
     for rows in splits:
@@ -189,7 +191,7 @@ def load_hub(options: VideoOptions) -> VideoData:
     return VideoData(train, val, classes, notes)
 
 
-SOURCES: dict[str, Callable[[VideoOptions], VideoData]] = {
+SOURCES: dict[str, Callable[[VideoOptions, Faults], VideoData]] = {
     "synthetic": load_synthetic,
     "folder": load_folder,
     "ucf101": load_ucf101,

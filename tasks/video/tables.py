@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from data.folders import read_text
+from data.textfiles import read_text
 from errors import UserError
 
 # Path, label, start and end in seconds.
