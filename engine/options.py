@@ -28,7 +28,18 @@ GROUPS = (
 WITHOUT_FOLDER = ("synthetic", "fake", "hub")
 
 # Values of --dataset for data that may come without a validation split.
-ONE_FOLDER = ("folder", "csv", "coco", "voc", "yolo", "kinetics", "hub")
+ONE_FOLDER = (
+    "folder",
+    "csv",
+    "coco",
+    "voc",
+    "yolo",
+    "labelme",
+    "datumaro",
+    "kinetics",
+    "list",
+    "hub",
+)
 
 # Bounds of a probability or a share.
 SHARE = {"at_least": 0, "at_most": 1}

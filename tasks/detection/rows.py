@@ -202,8 +202,8 @@ def _size(annotated: Annotated, header: Header, upright: bool) -> tuple[Size, st
         name = cell_name(_cell(annotated.image), "An image")
         raise UserError(
             f"{name} is {size[1]}x{size[0]} pixels once it is turned as its EXIF orientation "
-            f"says, but its annotation is of {stated[1]}x{stated[0]}, as before: give --exif ignore "
-            "if the boxes were drawn on pictures that weren't turned, or correct the annotation."
+            f"says, but its annotation is of {stated[1]}x{stated[0]}, as before: try --exif ignore "
+            "if the boxes are of pictures that weren't turned; else correct the annotation."
         )
     return size, f"{stated[1]}x{stated[0]}"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data.faults import Faults
 from data.folders import data_root, entries, named, split_folder, subfolders
+from data.paths import resolve
 from data.textfiles import read_text
 from errors import UserError
 from tasks.detection.formats.reading import (
@@ -18,7 +19,7 @@ from tasks.detection.formats.reading import (
     reason,
     text,
 )
-from tasks.detection.formats.splits import Place, divide, find_splits, resolve
+from tasks.detection.formats.splits import Place, divide, find_splits
 from tasks.detection.options import DetectionOptions
 from tasks.detection.rows import Annotated, DetectionData, make_data
 

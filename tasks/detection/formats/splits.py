@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from data.folders import EXAMPLES, TRAIN, VAL, stand_in_note
 from data.holdout import hold_out, wants_holdout
+from data.paths import relative
 from errors import UserError
 from tasks.detection.options import DetectionOptions
 
@@ -85,34 +86,6 @@ def divide(
     names = [relative(root, name(sample)) for sample in samples]
     train, val, notes = hold_out(samples, names, options, root)
     return [train, val], splits.notes + notes
-
-
-def relative(root: Path, image: str | Path) -> str:
-    """An image's path below the data folder, with slashes; its whole path elsewhere."""
-    path = Path(image)
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-
-
-def resolve(name: str, bases: Sequence[Path]) -> Path | None:
-    """The file or folder that a text names, which was perhaps written on another machine.
-
-    Backslashes may stand for slashes, and leading folders, such as ``../`` or those above the data
-    folder of another machine, may be missing here.
-
-    Args:
-        name: the path as written.
-        bases: folders to which it may be relative, in the order in which they are tried.
-    """
-    for written in dict.fromkeys((name, name.replace("\\", "/"))):
-        parts = Path(written).parts
-        for first in range(len(parts)):
-            inner = Path(*parts[first:]) if first else Path(written).expanduser()
-            if inner.parts[:1] == ("..",) and first:
-                continue
-            for base in bases:
-                if (base / inner).exists():
-                    return base / inner
-    return None
 
 
 def unused_note(unused: Sequence[Path], what: str) -> tuple[str, ...]:

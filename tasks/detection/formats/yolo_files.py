@@ -8,10 +8,11 @@ from typing import Any
 from data.class_lists import read_class_file
 from data.faults import Faults
 from data.folders import TRAIN, VAL, entries, image_files, named, split_folder
+from data.paths import resolve
 from data.textfiles import read_text, read_yaml
 from errors import UserError
 from tasks.detection.formats.reading import whole
-from tasks.detection.formats.splits import Place, resolve, unused_note
+from tasks.detection.formats.splits import Place, unused_note
 
 EXPECTED = "images/{train,val} and labels/{train,val}, or {train,val}/images and .../labels"
 NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
