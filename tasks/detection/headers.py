@@ -14,6 +14,35 @@ BATCH = 64  # headers that a thread reads in one go
 Size = tuple[int, int]  # height and width in pixels
 
 
+class View(io.RawIOBase):
+    """A file over bytes that lie somewhere else: only what is read of them is copied."""
+
+    def __init__(self, data: Any) -> None:
+        super().__init__()
+        self.data, self.place = memoryview(data).cast("B"), 0
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Any place of it can be read."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: len(self.data)}[whence]
+        self.place = max(0, start + offset)
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        """Copy what comes next."""
+        part = self.data[self.place : self.place + len(buffer)]
+        buffer[: len(part)] = part
+        self.place += len(part)
+        return len(part)
+
+
 class Header(NamedTuple):
     """What a file's header says.
 
@@ -36,12 +65,13 @@ def read_header(image: str | dict[str, Any]) -> Header:
     """The header of an image.
 
     Args:
-        image: path, or a cell ``{"path", "bytes"}``, whose bytes may be an open file.
+        image: path, or a cell ``{"path", "bytes"}``, whose bytes may be any buffer.
     """
     cell = image if isinstance(image, dict) else {"path": image, "bytes": None}
-    file = cell["path"] if cell["bytes"] is None else cell["bytes"]
+    data = cell["bytes"]
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+        file = cell["path"] if data is None else io.BufferedReader(View(data))
+        with Image.open(file) as opened:
             width, height = opened.size
             orientation = opened.getexif().get(ORIENTATION, 1)
     except Exception:  # Pillow raises many types for broken files

@@ -127,8 +127,10 @@ def find_image_folder(
         cased = {path.name.lower(): path.name for path in subfolders(root)}
         same = (cased.get(name, name) for name in (TRAIN if split in TRAIN else VAL))
         folders += [parent / name for name in same for parent in (root, root / "images")]
-    else:
-        folders += [file.parent.parent / "images", *subfolders(root)]
+    if file.parent != root:
+        folders += [file.parent.parent / "images", file.parent.parent]
+    if not split:
+        folders += subfolders(root)
     folders += [root / "images", root]
     sample = [names[number] for number in evenly_spaced(len(names), SAMPLED)]
     ways: list[Callable[[str], str]] = [str, _slashes, _base]

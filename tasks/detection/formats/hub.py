@@ -185,12 +185,15 @@ def _stated(rows: datasets.Dataset, name: str, faults: Faults) -> list[tuple[int
 
 
 def _cells(images: datasets.Dataset) -> Iterator[dict[str, Any]]:
-    """The cells of the column image, their bytes as files that copy nothing."""
+    """The cells of the column image, their bytes as buffers that copy nothing."""
     for rows in images.with_format("arrow").iter(64):
         for cell in rows.column("image"):
-            data = cell["bytes"].as_buffer()
-            file = None if data is None else pa.BufferReader(data)
-            yield {"path": cell["path"].as_py(), "bytes": file}
+            cell = cell if cell.is_valid else {"path": pa.NULL, "bytes": pa.NULL}
+            data = cell["bytes"]
+            yield {
+                "path": cell["path"].as_py(),
+                "bytes": data.as_buffer() if data.is_valid else None,
+            }
 
 
 def _annotated(
