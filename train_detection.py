@@ -26,12 +26,11 @@ from tasks.detection.task import Detection
 def main(options: DetectionOptions) -> int:
     """Options → data → task → model → BatchNorm becomes SyncBatchNorm → Accelerate → fit."""
     accelerator = create_accelerator(options)
+    if options.check_data:
+        return check_data(options) if accelerator.is_main_process else 0
     data = load_data(options)
     for note in data.notes:
         accelerator.print(note)
-    if options.check_data:
-        return check_data(options, data) if accelerator.is_main_process else 0
-
     plan = make_plan(options, len(data.train), accelerator.num_processes)
     task = Detection(options, data, plan, accelerator.device)
     model = build_model(task, options.seed)

@@ -25,12 +25,11 @@ from tasks.classification.check import check_data
 def main(options: PipelineOptions) -> int:
     """Options → data → model → its cut → groups of processes → this process's stage → fit."""
     accelerator = create_accelerator(options)
+    if options.check_data:
+        return check_data(options, load_data) if accelerator.is_main_process else 0
     data = load_data(options)
     for note in data.notes:
         accelerator.print(note)
-    if options.check_data:
-        return check_data(options, data) if accelerator.is_main_process else 0
-
     model = build_model(options, len(data.classes))
     stages = options.count_stages(accelerator.num_processes)
     cut = cut_network(model, options.size, stages, options.balance, options.cuts)

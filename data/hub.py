@@ -17,6 +17,7 @@ from datasets.table import InMemoryTable, concat_tables
 
 from data.folders import TRAIN, VAL, stand_in_note
 from data.holdout import held_out, holdout_note, wants_holdout
+from data.samples import stored_paths
 from data.sources import SourceOptions
 from errors import UserError
 
@@ -85,20 +86,10 @@ def open_hub(
 def _names(rows: datasets.Dataset, where: str, columns: Sequence[str]) -> list[str]:
     """What each row is called: its file, where the column tells distinct ones, or its number."""
     for column in columns:
-        if column not in rows.column_names:
-            continue
-        stored = rows.data.column(column).combine_chunks()
-        if pa.types.is_struct(stored.type) and stored.type.get_field_index("path") >= 0:
-            stored = stored.field("path")
-        if pa.types.is_string(stored.type):
-            names = rows.with_format(None).select_columns([column])
-            indices = names._indices  # the rows of the table that are in the data set
-            paths = stored.to_pylist()
-            if indices is not None:
-                paths = [paths[place] for place in indices.column(0).to_pylist()]
-            if None not in paths and len(set(paths)) == len(paths):
-                root = Path(where).expanduser().resolve()
-                return [os.path.relpath(p, root) if os.path.isabs(p) else p for p in paths]
+        paths = stored_paths(rows, column) if column in rows.column_names else None
+        if paths and None not in paths and len(set(paths)) == len(paths):
+            root = Path(where).expanduser().resolve()
+            return [os.path.relpath(path, root) if os.path.isabs(path) else path for path in paths]
     return [str(number) for number in range(len(rows))]
 
 

@@ -147,6 +147,8 @@ def _add_fields(parser: "jsonargparse.ArgumentParser", options_class: type) -> N
             settings["nargs"] = "?"
         else:
             settings["type"] = types_of[field.name]
+            if types_of[field.name] == bool | str:  # a flag that may have a value
+                settings |= {"nargs": "?", "const": True}
         parser.add_argument(f"--{field.name}", **settings)
 
 

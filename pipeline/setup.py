@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from torch import nn
 
+from data.faults import Faults
 from models.classification import build_classification_model
 from models.weights import NAMED_WEIGHTS, refuse_incomplete
 from norm import convert_norm
@@ -15,10 +16,11 @@ from tasks.classification.rows import ClassificationData
 from tasks.classification.sources import load_data as load_classification_data
 
 
-def load_data(options: PipelineOptions) -> ClassificationData:
+def load_data(options: PipelineOptions, faults: Faults | None = None) -> ClassificationData:
     """Find the data set that the options name; nothing is decoded yet."""
     # The options of both scripts have the same names; there an image size is a list.
-    return load_classification_data(dataclasses.replace(options, image_size=list(options.size)))
+    options = dataclasses.replace(options, image_size=list(options.size))
+    return load_classification_data(options, faults)
 
 
 def build_model(options: PipelineOptions, num_classes: int) -> nn.Module:

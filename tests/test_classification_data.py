@@ -718,7 +718,7 @@ def test_a_bad_image_is_named_in_one_sentence(tmp_path, spoil):
     assert messages[0] == messages[1] and path in messages[0] and is_one_sentence(messages[0])
     for workers in (0, 2):
         found = survey(reader, workers)
-        assert found.problems == messages[:1]
+        assert [fault.sentence for fault in found.faults] == messages[:1]
         assert found.images == [2, 2] and found.samples == 5
 
 

@@ -626,7 +626,7 @@ def test_bad_sample_is_named_in_one_sentence(tmp_path, spoil):
     with pytest.raises(UserError) as caught:
         dataset[bad]
     assert path in str(caught.value) and is_one_sentence(str(caught.value))
-    assert survey(dataset.reader).problems == [str(caught.value)]
+    assert [fault.sentence for fault in survey(dataset.reader).faults] == [str(caught.value)]
     assert dataset[before] and dataset[after]
 
 
@@ -650,8 +650,8 @@ def test_a_survey_lists_every_bad_sample_and_counts_the_rest(tmp_path):
     paths.append(str(tmp_path / "train/masks/3.png"))
     for workers in (0, 2):
         found = survey(train_reader(data), workers)
-        assert len(found.problems) == 2
-        assert all(path in line for path, line in zip(paths, found.problems, strict=True))
+        assert len(found.faults) == 2
+        assert all(p in fault.sentence for p, fault in zip(paths, found.faults, strict=True))
         assert found.pixels.tolist() == [4 * 570, 3 * 30, 0, 30]
         assert found.images.tolist() == [4, 3, 0] and found.samples == 6
     assert "95.0 %" in found.lines(data.classes)[0] and "4 images" in found.lines(data.classes)[0]

@@ -410,7 +410,7 @@ def test_bad_boxes_are_dropped_counted_and_listed(tmp_path):
     assert len(data.notes) == 2
     assert all("3 boxes" in n and "_1.jpg" in n and is_one_sentence(n) for n in data.notes)
     found = survey_of(data)
-    assert not found.problems and len(found.dropped) == 1
+    assert not found.faults and len(found.dropped) == 1
     for part in ("train_1.jpg", "box 1 (cell) has no area", "box 3 (cell) lies outside"):
         assert part in found.dropped[0]
     assert found.boxes.tolist() == [[3, 0, 0]] and found.images.tolist() == [1]
@@ -426,7 +426,8 @@ def test_images_that_cannot_be_used_are_named(tmp_path):
             dataset[key(index)]
         assert dataset.name(index) in str(caught.value) and is_one_sentence(str(caught.value))
     found = survey_of(data)
-    assert len(found.problems) == found.samples == 2 and str(caught.value) in found.problems
+    assert len(found.faults) == found.samples == 2
+    assert str(caught.value) in [fault.sentence for fault in found.faults]
 
 
 def test_sizes_are_those_of_the_upright_image(tmp_path):

@@ -133,7 +133,7 @@ def test_yolo_names_are_texts_in_any_one_yaml(tmp_path, names, file):
 
 
 @pytest.mark.parametrize(
-    "names", ["names: [1.0, 2020-01-01, ~, 010]", "names: {0: 1.0, 1: 2020-01-01, 2: ~, 3: 010}"]
+    "names", ["[1.0, 2020-01-01, ~, 010]", "{0: 1.0, 1: 2020-01-01, 2: ~, 3: 010}"]
 )
 def test_yolo_names_that_look_like_something_else(tmp_path, names):
     make_yolo(tmp_path, names=f"names: {names}")
@@ -549,7 +549,7 @@ def test_no_validation_object_is_refused_with_the_first_reason(tmp_path):
     assert "No validation image" in message and "lies outside the image" in message
     assert "val2017/a.jpg" in message
     write(tmp_path / "annotations/instances_val2017.json", coco_content(annotations=[]))
-    assert "val2017/a.jpg, which is given none" in refused("coco", tmp_path)
+    assert "val2017/a.jpg: has no annotation" in refused("coco", tmp_path)
     write(tmp_path / "annotations/instances_val2017.json", coco_content())
     write(tmp_path / "annotations/instances_train2017.json", coco_content(**outside))
     assert "No training image" in refused("coco", tmp_path)

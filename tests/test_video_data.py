@@ -729,7 +729,8 @@ def test_broken_files_are_named(tmp_path, kind, suffix):
     assert str(path) in str(caught.value) and is_one_sentence(str(caught.value))
     assert str(SampleError(f"Traceback\n  SampleError: {caught.value}")) == str(caught.value)
     seen = survey(ClipOptions(30), reader)
-    assert seen.problems == [str(caught.value)] and (seen.samples, len(seen.frames)) == (2, 1)
+    assert [fault.sentence for fault in seen.faults] == [str(caught.value)]
+    assert (seen.samples, len(seen.frames)) == (2, 1)
 
 
 def test_beginning_of_a_cut_off_file_can_be_used(tmp_path):
@@ -773,7 +774,7 @@ def test_survey_measures_and_counts_short_videos(tmp_path):
     data = load("folder", tmp_path)
     reader = reader_of(data)
     seen = survey(ClipOptions(13), reader, num_workers=1)
-    assert not seen.problems and seen.short == 2
+    assert not seen.faults and seen.short == 2
     dataset = train_data(reader, 13)
     loaded = collate([dataset[SampleKey(0, number, number)] for number in range(6)])
     assert loaded["looped"].sum() == 2

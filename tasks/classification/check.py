@@ -1,15 +1,16 @@
 """``--check_data``: reading a whole data set before training, to find what is bad in it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from data.check import check_splits, read_all
+from data.check import Look, Suspicion, read_all, run_check
+from data.faults import Fault, Faults
 from engine.loaders import count_workers
 from tasks.classification.dataset import Reader
 from tasks.classification.options import ClassificationOptions
-from tasks.classification.sources import ClassificationData
+from tasks.classification.sources import ClassificationData, load_data
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,15 @@ class Survey:
     """What reading every sample of a data set has shown.
 
     Attributes:
-        problems: a sentence per bad sample, naming the file.
+        faults: of the samples that can't be used.
+        looks: what each image shows, None for one that can't be used.
         images: number of good samples of each class.
         sizes: number of good samples of each (height, width).
         samples: number of all samples read.
     """
 
-    problems: list[str]
+    faults: list[Fault]
+    looks: list[Look | None]
     images: list[int]
     sizes: Counter[tuple[int, int]]
     samples: int
@@ -45,31 +48,49 @@ class Survey:
             f"wide; {count} of them {height}x{length}",
         ]
 
+    def suspicions(self, classes: Sequence[str], reader: Reader) -> list[Suspicion]:
+        """Classes without an image."""
+        absent = [name for name, count in zip(classes, self.images, strict=True) if not count]
+        hint = "can't be learnt or scored"
+        return [Suspicion("classes without images", hint, absent)] if absent else []
 
-def check_data(options: ClassificationOptions, data: ClassificationData) -> int:
+
+def check_data(
+    options: ClassificationOptions,
+    load: Callable[[ClassificationOptions, Faults], ClassificationData] = load_data,
+) -> int:
     """Read every sample of both splits and print what was found; returns the exit status."""
-    splits = {"train": data.train, "val": data.val}
-    readers = {name: Reader(rows, len(data.classes)) for name, rows in splits.items()}
-    workers = count_workers(options.num_workers, len(data.train))
-    return check_splits(readers, survey, data.classes, workers)
+    return run_check(
+        options,
+        load,
+        lambda data: {
+            "train": Reader(data.train, len(data.classes)),
+            "val": Reader(data.val, len(data.classes)),
+        },
+        lambda data, reader, workers: survey(reader, workers),
+        partial(count_workers, options.num_workers),
+    )
 
 
 def survey(reader: Reader, num_workers: int = 0) -> Survey:
     """Decode every sample completely, as it is stored, and count classes and sizes."""
-    problems: list[str] = []
+    faults: list[Fault] = []
+    looks: list[Look | None] = []
     images = [0] * reader.num_classes
     sizes: Counter[tuple[int, int]] = Counter()
-    for measured, problem in read_all(partial(_measure, reader), len(reader), num_workers):
-        if problem:
-            problems.append(problem)
-        else:
-            label, size = measured
-            images[label] += 1
-            sizes[size] += 1
-    return Survey(problems, images, sizes, len(reader))
+    for measured, fault in read_all(partial(_measure, reader), reader, num_workers):
+        if fault:
+            faults.append(fault)
+            looks.append(None)
+            continue
+        label, size, look = measured
+        images[label] += 1
+        sizes[size] += 1
+        looks.append(look)
+    return Survey(faults, looks, images, sizes, len(reader))
 
 
-def _measure(reader: Reader, index: int) -> tuple[int, tuple[int, int]]:
-    """A sample's label and (height, width)."""
+def _measure(reader: Reader, index: int) -> tuple[int, tuple[int, int], Look]:
+    """A sample's label and (height, width), and what it shows."""
     image, label = reader.read(index)
-    return label, (image.shape[1], image.shape[2])
+    return label, (image.shape[1], image.shape[2]), Look.of([image])

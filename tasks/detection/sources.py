@@ -7,8 +7,6 @@ image is, its header is read.
 from collections.abc import Callable
 from dataclasses import replace
 
-import datasets
-
 from data.decode import cell_name
 from data.faults import Faults
 from data.folders import EXAMPLES
@@ -46,9 +44,14 @@ def load_data(options: DetectionOptions, faults: Faults | None = None) -> Detect
     """
     data = load_from(SOURCES, options, faults)
     notes = data.notes + notes_on("train", data.train) + notes_on("val", data.val)
-    _count_objects(options, data, "train")
-    counts = _count_objects(options, data, "val")
-    missing = [name for name, count in zip(data.classes, counts, strict=True) if not count]
+    counts = {split: _count_objects(data, split) for split in ("train", "val")}
+    for split in counts:
+        if not any(counts[split]):
+            sentence = _no_object(options, data, split)
+            if faults is None:
+                raise UserError(sentence)
+            faults.add(options.data_dir or options.dataset, sentence)
+    missing = [name for name, count in zip(data.classes, counts["val"], strict=True) if not count]
     if missing:
         shown = ", ".join(missing[:EXAMPLES]) + (" and others" if len(missing) > EXAMPLES else "")
         notes += (
@@ -58,36 +61,26 @@ def load_data(options: DetectionOptions, faults: Faults | None = None) -> Detect
     return replace(data, notes=notes)
 
 
-def _count_objects(options: DetectionOptions, data: DetectionData, split: str) -> list[int]:
-    """The number of a split's objects of each class, without crowds.
-
-    Raises:
-        UserError: it has none.
-    """
-    rows, counts = getattr(data, split), [0] * len(data.classes)
-    for objects in rows["objects"]:
+def _count_objects(data: DetectionData, split: str) -> list[int]:
+    """The number of a split's objects of each class, without crowds."""
+    counts = [0] * len(data.classes)
+    for objects in getattr(data, split)["objects"]:
         for category, crowd in zip(objects["category"], objects["iscrowd"], strict=True):
             counts[category] += not crowd
-    if any(counts):
-        return counts
-    split_name = {"train": "training", "val": "validation"}[split]
+    return counts
+
+
+def _no_object(options: DetectionOptions, data: DetectionData, split: str) -> str:
+    """Why a split has no object, with the first that was left out, or an image without any."""
+    rows, where = getattr(data, split), options.data_dir or options.dataset
+    limited = {"train": options.limit_train, "val": options.limit_val}[split]
+    kept = f" of the {len(rows)} that --limit_{split} leaves" if limited else ""
     masks = " with a mask" if options.needs_masks else ""
-    limited = f" of the {len(rows)} that --limit_{split} leaves" if _limit(options, split) else ""
-    raise UserError(
-        f"No {split_name} image{limited} of {options.data_dir or options.dataset} has a usable "
-        f"object{masks}, {_first_reason(rows)}: check the annotations."
+    rejected = ((n, reasons[0]) for n, reasons in enumerate(rows["dropped"]) if reasons)
+    number, reason = next(rejected, (0, "has no annotation"))
+    image = cell_name(rows[number]["image"], f"sample {number}") if len(rows) else "no image"
+    name = {"train": "training", "val": "validation"}[split]
+    return (
+        f"No {name} image{kept} of {where} has a usable object{masks} ({image}: {reason}): correct "
+        "the annotations, or the folder that they are looked for in."
     )
-
-
-def _limit(options: DetectionOptions, split: str) -> int:
-    return options.limit_train if split == "train" else options.limit_val
-
-
-def _first_reason(rows: datasets.Dataset) -> str:
-    """The first object of a split that was left out, and why; or an image without any."""
-    for number, reasons in enumerate(rows["dropped"]):
-        if reasons:
-            return f"since {reasons[0]} in {cell_name(rows[number]['image'], f'sample {number}')}"
-    if not len(rows):
-        return "since it has no images"
-    return f"such as {cell_name(rows[0]['image'], 'its first image')}, which is given none"

@@ -6,12 +6,13 @@ from functools import partial
 
 import torch
 
-from data.check import check_splits, read_all
+from data.check import Look, Suspicion, read_all, run_check
+from data.faults import Fault
 from data.masks import IGNORE
 from engine.loaders import count_workers
 from tasks.segmentation.dataset import Reader
 from tasks.segmentation.options import SegmentationOptions
-from tasks.segmentation.sources import SegmentationData
+from tasks.segmentation.sources import load_data
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,19 @@ class Survey:
     """What reading every sample of a split has shown.
 
     Attributes:
-        problems: a sentence per bad sample, naming the file.
+        faults: of the samples that can't be used.
+        looks: what each image shows, None for one that can't be used or wasn't decoded.
         pixels: int64 (num_classes + 1,): pixels of each class in the good samples, ignored last.
         images: int64 (num_classes,): good samples in which each class occurs.
+        plain: numbers of the good samples whose masks hold one class alone, or none.
         samples: number of samples read, the bad ones included.
     """
 
-    problems: list[str]
+    faults: list[Fault]
+    looks: list[Look | None]
     pixels: torch.Tensor
     images: torch.Tensor
+    plain: list[int]
     samples: int
 
     def lines(self, classes: Sequence[str]) -> list[str]:
@@ -38,14 +43,32 @@ class Survey:
             f"{name:<{width}}  {share:5.1f} % of pixels, in {count} images"
             for name, share, count in zip(classes, shares, self.images.tolist(), strict=False)
         ]
-        return [*rows, f"{'ignored':<{width}}  {shares[-1]:5.1f} % of pixels"]
+        return [*rows, f"{'ignored':<{width}}  {shares[-1]:5.1f} %"]
+
+    def suspicions(self, classes: Sequence[str], reader: Reader) -> list[Suspicion]:
+        """Classes that no mask holds, and masks of one class."""
+        absent = [name for name, count in zip(classes, self.images, strict=True) if not count]
+        plain = [reader.name(number) for number in self.plain]
+        hint = "can't be learnt or scored"
+        found = [
+            Suspicion("classes without pixels", hint, absent),
+            Suspicion("masks of one class", "or with ignored pixels only", plain),
+        ]
+        return [suspicion for suspicion in found if suspicion.seen]
 
 
-def check_data(options: SegmentationOptions, data: SegmentationData) -> int:
+def check_data(options: SegmentationOptions) -> int:
     """Read every sample of both splits, print the findings and return the exit status."""
-    readers = {"train": Reader(data.train, data.rule), "val": Reader(data.val, data.rule)}
-    workers = count_workers(options.num_workers, len(data.train))
-    return check_splits(readers, survey, data.classes, workers)
+    return run_check(
+        options,
+        load_data,
+        lambda data: {
+            "train": Reader(data.train, data.rule),
+            "val": Reader(data.val, data.rule),
+        },
+        lambda data, reader, workers: survey(reader, workers),
+        partial(count_workers, options.num_workers),
+    )
 
 
 def survey(reader: Reader, num_workers: int = 0, *, images: bool = True) -> Survey:
@@ -57,19 +80,31 @@ def survey(reader: Reader, num_workers: int = 0, *, images: bool = True) -> Surv
         images: whether to decode the images too, or the masks alone.
     """
     num_classes = reader.rule.num_classes
-    problems: list[str] = []
+    faults: list[Fault] = []
+    looks: list[Look | None] = []
+    plain: list[int] = []
     pixels = torch.zeros(num_classes + 1, dtype=torch.int64)
     occurs = torch.zeros(num_classes, dtype=torch.int64)
-    for counts, problem in read_all(partial(_count, reader, images), len(reader), num_workers):
-        if problem:
-            problems.append(problem)
-        else:
-            pixels += torch.cat([counts[:num_classes], counts[IGNORE:]])
-            occurs += counts[:num_classes] > 0
-    return Survey(problems, pixels, occurs, len(reader))
+    found = read_all(partial(_count, reader, images), reader, num_workers)
+    for number, (measured, fault) in enumerate(found):
+        counts, look = measured or (None, None)
+        looks.append(look)
+        if fault:
+            faults.append(fault)
+            continue
+        pixels += torch.cat([counts[:num_classes], counts[IGNORE:]])
+        occurs += counts[:num_classes] > 0
+        if (counts[:num_classes] > 0).sum() < 2:
+            plain.append(number)
+    return Survey(faults, looks, pixels, occurs, plain, len(reader))
 
 
-def _count(reader: Reader, images: bool, index: int) -> torch.Tensor:
-    """How often a sample's mask holds each value: int64 (256,)."""
-    mask = reader.read(index)[1] if images else reader.read_mask(index)
-    return torch.bincount(mask.flatten(), minlength=256)
+def _count(reader: Reader, images: bool, index: int) -> tuple[torch.Tensor, Look | None]:
+    """How often a sample's mask holds each value, int64 (256,), and what its image shows."""
+    look = None
+    if images:
+        image, mask = reader.read(index)
+        look = Look.of([image])
+    else:
+        mask = reader.read_mask(index)
+    return torch.bincount(mask.flatten(), minlength=256), look
