@@ -15,7 +15,7 @@ from data.faults import Faults
 from data.folders import data_root
 from errors import UserError
 from tasks.detection import instance_masks
-from tasks.detection.formats.reading import given_class_names
+from tasks.detection.formats.reading import MALFORMED, flag, given_class_names, reason
 from tasks.detection.formats.splits import Place, divide, find_splits
 from tasks.detection.options import DetectionOptions
 from tasks.detection.rows import Annotated, DetectionData, make_data
@@ -147,7 +147,13 @@ def _read(
             )
             faults.add(item.id, sentence)
             continue
-        read.append(_Item(Path(path), _objects(item.annotations, names, left_out)))
+        try:
+            objects = _objects(item.annotations, names, left_out)
+        except MALFORMED as error:
+            sentence = f"{item.id} has an object that can't be used ({reason(error)}): correct it."
+            faults.add(item.id, sentence)
+            continue
+        read.append(_Item(Path(path), objects))
     return read
 
 
@@ -176,7 +182,7 @@ def _objects(
             elif kind == "mask":
                 outline = instance_masks.encode(entry.image)
             box = [float(value) for value in entry.get_bbox()]
-            crowd = any(entry.attributes.get(name) for name in CROWDS)
+            crowd = any(flag(entry.attributes.get(name)) for name in CROWDS)
             objects.append((names[label], box, crowd, outline))
     return objects
 
