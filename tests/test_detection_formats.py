@@ -650,6 +650,26 @@ def test_labelme(tmp_path, beside):
     assert len(load("labelme", str(tmp_path), skip_unlabelled=True).train) == 1
 
 
+def test_labelme_groups_and_what_is_ignored(tmp_path):
+    square = [[0, 0], [4, 0], [4, 4], [0, 4]]
+    moved = [[[x + shift, y] for x, y in square] for shift in (0, 10, 20)]
+    shapes = [
+        {"label": "cat", "points": moved[0], "group_id": 3},
+        {"label": "dog", "points": square, "group_id": 3},
+        {"label": "cat", "points": moved[1], "group_id": 3},
+        {"label": "__ignore__", "points": moved[2], "group_id": None},
+    ]
+    data = load("labelme", str(make_labelme(tmp_path, shapes=shapes)), **MASKS)
+    truth = truth_of(data, with_masks=True)
+    assert data.classes == ["cat", "dog"] and truth["labels"].tolist() == [0, 1, 0, 1]
+    assert truth["iscrowd"].tolist() == [0, 0, 1, 1]
+    assert truth["boxes"].tolist() == [[0, 0, 14, 4], [0, 0, 4, 4], *[[20, 0, 4, 4]] * 2]
+    assert instance_masks.decode(truth["rles"], (20, 30)).flatten(1).sum(1).tolist()[0] == 32
+    masks = load_masks(SegmentationOptions(dataset="labelme", data_dir=str(tmp_path)))
+    _, mask = MaskReader(masks.train, masks.rule).read(0)
+    assert (mask[:4, 20:24] == 255).all() and (mask[:4, 10:14] == 1).all()
+
+
 @pytest.mark.parametrize(
     "shape",
     [{"points": [[1, 1]]}, {"label": 3}, {"points": [[1, 1], [2, "x"], [3, 3]]}, {"points": 5}],

@@ -24,6 +24,7 @@ from tasks.detection.rows import DetectionData, notes_on
 from tasks.segmentation.options import SegmentationOptions
 
 BACKGROUND = "background"
+BACKGROUNDS = (BACKGROUND, "_background_")  # names of classes that are the background
 MARK = b'{"outlines":'  # how such a cell begins, which no image does
 
 # Options of segmentation that detection's readers take.
@@ -71,8 +72,9 @@ def load_outlines(
             f"No training image of {options.data_dir} has an object with an outline: train a "
             "detector with boxes, or draw outlines."
         )
-    classes = [BACKGROUND, *(name for name in found.classes if name != BACKGROUND)]
-    ids = [classes.index(name) for name in found.classes]
+    drawn = [BACKGROUND if name in BACKGROUNDS else name for name in found.classes]
+    classes = list(dict.fromkeys([BACKGROUND, *drawn]))
+    ids = [classes.index(name) for name in drawn]
     rows = [_rows(split, ids, schema) for split in (found.train, found.val)]
     notes = found.notes + notes_on("train", found.train) + notes_on("val", found.val)
     return *rows, classes, notes

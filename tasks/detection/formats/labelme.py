@@ -17,6 +17,7 @@ from tasks.detection.options import DetectionOptions
 from tasks.detection.rows import Annotated, DetectionData, make_data
 
 EXPECTED = "train and val, folders of images and of labelme's JSON files"
+IGNORED = "__ignore__"  # labelme's name of what counts neither as object nor as background
 CIRCLE = 64  # corners of the polygon that stands for a circle
 
 Points = list[list[float]]
@@ -24,19 +25,20 @@ Points = list[list[float]]
 
 @dataclass
 class _Labelled:
-    """An image, and of each of its objects the class and the points of a polygon."""
+    """An image, and of each of its objects the class and polygons."""
 
     image: Path
     file: Path | None
     size: tuple[int, int] | None = None
-    objects: list[tuple[str, Points]] = field(default_factory=list)
+    objects: list[tuple[str, list[Points]]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
 
 def load_labelme(options: DetectionOptions, faults: Faults) -> DetectionData:
     """Folders of images with labelme's JSON files beside them, or beside their folder.
 
-    Shapes of other kinds, such as points and lines, are left out with a note. The classes are
+    Polygons of one class and one group are one object. What is called ``__ignore__`` is a crowd of
+    every class. Other shapes, such as points and lines, are left out with a note. The classes are
     ``--class_names``, or else those that occur, sorted.
 
     Raises:
@@ -56,11 +58,11 @@ def load_labelme(options: DetectionOptions, faults: Faults) -> DetectionData:
 
     parsed, notes = divide(options, root, splits, read, lambda entry: entry.image)
     entries = [entry for split in parsed for entry in split]
-    found = sorted({name for entry in entries for name, _ in entry.objects})
+    found = sorted({name for entry in entries for name, _ in entry.objects} - {IGNORED})
     classes = given_class_names(options) or found
     for entry in entries:
         for name, _ in entry.objects:
-            if name not in classes:
+            if name not in (*classes, IGNORED):
                 sentence = (
                     f"{entry.file} has an object of the class {name}, which is none of "
                     f"{', '.join(classes)}: correct it, or give all names with --class_names."
@@ -116,13 +118,17 @@ def _parse(image: Path, file: Path) -> _Labelled:
     try:
         size = pixels(content.get("imageHeight")), pixels(content.get("imageWidth"))
         entry = _Labelled(image, file, size if all(size) else None)
-        for shape in content["shapes"]:
+        groups: dict[tuple[str, Any], list[Points]] = {}
+        for number, shape in enumerate(content["shapes"]):
             kind = shape.get("shape_type") or "polygon"
             points = _outline(kind, [[float(x), float(y)] for x, y in shape["points"]])
             if points:
-                entry.objects.append((text(shape["label"]), points))
+                group = shape.get("group_id")
+                key = ("alone", number) if group is None else ("group", str(group))
+                groups.setdefault((text(shape["label"]), key), []).append(points)
             else:
                 entry.left_out.append(kind)
+        entry.objects += [(name, outline) for (name, _), outline in groups.items()]
     except MALFORMED as error:
         raise UserError(
             f"{file} is not a labelme file ({reason(error)}): correct it, or remove it."
@@ -153,8 +159,11 @@ def _outline(kind: str, points: Points) -> Points | None:
 
 def _annotated(entry: _Labelled, classes: Sequence[str]) -> Annotated:
     annotated = Annotated(str(entry.image), entry.size, labelled=entry.file is not None)
-    for name, points in entry.objects:
+    for name, polygons in entry.objects:
+        outline: list[Any] = [[value for point in points for value in point] for points in polygons]
         if name in classes:  # others have been reported
-            outline: list[Any] = [[value for point in points for value in point]]
             annotated.add(None, classes.index(name), outline=outline)
+        elif name == IGNORED:
+            for category in range(len(classes)):
+                annotated.add(None, category, crowd=True, outline=outline)
     return annotated
