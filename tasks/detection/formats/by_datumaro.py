@@ -121,9 +121,10 @@ def _open(datumaro: ModuleType, root: Path, data_format: str | None) -> Any:
         dataset = datumaro.Dataset.import_from(str(root), data_format)
         dataset.init_cache()
     except Exception as error:  # its importers raise many types
-        reason = " ".join(str(error).split()).replace(". ", "; ").rstrip(".")
+        cause = error.__cause__ or error  # the importers' own errors only repeat the path
         raise UserError(
-            f"datumaro can't read {root} as {data_format} ({type(error).__name__}: {reason:.200}): "
+            f"datumaro can't read {root} as {data_format} ({type(cause).__name__}: "
+            f"{reason(cause):.200}): "
             "check the layout, or name another --data_format."
         ) from error
     return dataset
