@@ -105,8 +105,7 @@ def test_coco_validation_never_reads_training_images(tmp_path):
 def test_coco_folder_is_the_one_with_most_of_the_images(tmp_path):
     write_coco(tmp_path, train=6, val=6)
     (tmp_path / "val2017/000.png").rename(tmp_path / "000.png")
-    data = load("coco", str(tmp_path))
-    assert {Path(cell["path"]).parent.name for cell in data.val["image"][:]} == {"val2017"}
+    assert "val2017/000.png is not there" in refusal("coco", tmp_path)
 
 
 # voc

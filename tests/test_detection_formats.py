@@ -200,6 +200,15 @@ def test_yolo_lists_written_on_another_machine_and_texts_without_an_image(tmp_pa
     assert "gone.jpg, which is not there" in refused("yolo", tmp_path)
 
 
+def test_yolo_images_without_a_text_file_are_counted(tmp_path):
+    make_yolo(tmp_path)
+    save_image(tmp_path / "images/train/new.jpg")
+    assert "1 of 3 images have no text file" in said(data := load("yolo", str(tmp_path)))
+    assert "new.jpg" in said(data) and len(data.train) == 2
+    data = load("yolo", str(tmp_path), skip_unlabelled=True)
+    assert len(data.train) == 1 and "train: 1 of 2 images are left out" in said(data)
+
+
 def test_darknet(tmp_path):
     for name in "abc":
         save_image(tmp_path / f"obj_train_data/{name}.jpg")
@@ -413,6 +422,14 @@ def test_a_pipe_in_place_of_annotations_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "yolo/train.txt")
     write(tmp_path / "yolo/data.yaml", "train: train.txt\nnames: [a]\n")
     assert "train.txt" in refused("yolo", tmp_path / "yolo")
+
+
+def test_images_that_are_not_there_are_found_before_any_work(tmp_path):
+    make_coco(tmp_path)
+    (tmp_path / "train2017/b.jpg").unlink()
+    assert "b.jpg is not there" in refused("coco", tmp_path)
+    os.mkfifo(tmp_path / "train2017/b.jpg")
+    assert "b.jpg is no regular file" in refused("coco", tmp_path)
 
 
 # Sizes and EXIF

@@ -162,6 +162,8 @@ def test_pipes_are_not_waited_for(tmp_path):
     (tmp_path / "train.csv").write_text("label,file\nx,train/run/0.mp4\ny,train/run/pipe.mp4\n")
     (tmp_path / "val.csv").write_text("label,file\nx,train/run/0.mp4\n")
     assert "no regular file" in refused("kinetics", tmp_path)
+    with pytest.raises(SampleError, match="no regular file"):
+        opened(tmp_path / "train/run/pipe.mp4")
 
 
 def test_linked_folders_are_followed_once(tmp_path):
@@ -214,7 +216,7 @@ def test_hmdb51(tmp_path, depth):
     ("line", "labels"),
     [
         ("{} {}", "numbers"),
-        ("videos/{} {}", "numbers"),
+        ("videos/{} {}.0", "numbers"),
         ("/home/me/videos/{},{}", "names"),
         ("C:\\videos\\{}\t{}", "names"),
     ],

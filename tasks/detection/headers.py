@@ -1,6 +1,7 @@
 """How large images are, from the headers of their files; nothing is decoded."""
 
 import io
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
@@ -69,6 +70,8 @@ def read_header(image: str | dict[str, Any]) -> Header:
     """
     cell = image if isinstance(image, dict) else {"path": image, "bytes": None}
     data = cell["bytes"]
+    if data is None and not os.path.isfile(cell["path"] or ""):
+        return UNREADABLE  # a pipe would be waited for
     try:
         file = cell["path"] if data is None else io.BufferedReader(View(data))
         with Image.open(file) as opened:

@@ -4,6 +4,7 @@ import colorsys
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -162,6 +163,7 @@ def to_rows(
         header = annotated.header or next(read)
         turned += header.turned
         with faults.of(cell_name(_cell(annotated.image), f"sample {number}")):
+            _require_file(annotated, header)
             size, stated = _size(annotated, header, upright)
             kept, dropped = _clean(annotated, size, classes, options.needs_masks)
             columns["image"].append(annotated.image)
@@ -185,6 +187,21 @@ def to_rows(
 
 def _cell(image: str | dict[str, Any]) -> dict[str, Any]:
     return image if isinstance(image, dict) else {"path": image}
+
+
+def _require_file(annotated: Annotated, header: Header) -> None:
+    """Refuse an image that is not there; a broken one is reported when it is decoded.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if header.stored == (0, 0) and isinstance(annotated.image, str) and annotated.image:
+        path = Path(annotated.image)
+        if not path.is_file():
+            what = "is no regular file" if path.exists() else "is not there"
+            raise UserError(
+                f"{path} {what}, although it has annotations: restore it, or remove them."
+            )
 
 
 def _size(annotated: Annotated, header: Header, upright: bool) -> tuple[Size, str]:

@@ -53,7 +53,7 @@ def load_ucf101(options: VideoOptions, faults: Faults) -> VideoData:
             )
         for video, *number in listed:
             kind = Path(video).parts[0]
-            if number and number[0] != numbers.get(kind, number[0]):
+            if number and number[0].lstrip("0") != numbers.get(kind, number[0]).lstrip("0"):
                 raise UserError(
                     f"{folder / name} gives {video} the class {number[0]}, but {kind} has the "
                     f"number {numbers[kind]} in {names[0]}: take both files from the same release."
@@ -145,14 +145,24 @@ def load_list(options: VideoOptions, faults: Faults) -> VideoData:
     if train is None:
         raise UserError(f"{root} has no list of videos: it must hold {expected}.")
     read = [_labelled(file, root, faults) for file in (train, val) if file]
-    names = [label for clips in read for _, label in clips]
+    names = {label for clips in read for _, label in clips}
     classes, notes = None, stand_in_note(root, _split_of(val)) if val else ()
-    if all(name.isdecimal() for name in names):
-        classes, more = _numbered_classes(root, [int(name) for name in names])
+    numbers = {name: _whole(name) for name in names}
+    if names and None not in numbers.values():
+        classes, more = _numbered_classes(root, list(numbers.values()))
         notes += more
-        read = [[(path, classes[int(label)]) for path, label in clips] for clips in read]
+        read = [[(path, classes[numbers[label]]) for path, label in clips] for clips in read]
     clips = [[Clip(path, label) for path, label in pairs] for pairs in read]
     return make_data(options, clips[0], clips[1] if val else None, root, classes, notes)
+
+
+def _whole(label: str) -> int | None:
+    """The number of a class, written as 3 or 3.0; None for a name."""
+    try:
+        number = float(label)
+    except ValueError:
+        return None
+    return int(number) if number >= 0 and number.is_integer() else None
 
 
 def _split_of(file: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.faults import Faults
 from data.folders import data_root
+from data.paths import relative
 from data.textfiles import read_text
 from errors import UserError
 from tasks.detection.formats.reading import given_class_names, whole
@@ -72,6 +73,8 @@ def load_yolo(options: DetectionOptions, faults: Faults) -> DetectionData:
         more += ("The objects have keypoints (kpt_shape), which are left out.",)
     else:
         _refuse_keypoints(root, lines)
+    if not options.skip_unlabelled:
+        more += _unlabelled_note(root, [entry for split in parsed for entry in split])
     more += unused_labels_note(root, [entry.file for split in parsed for entry in split])
     annotated = [_annotated(split, classes, faults) for split in parsed]
     return make_data(options, annotated, classes, faults, [*notes, *more])
@@ -95,6 +98,17 @@ def _read(root: Path, place: Place, keypoints: int, faults: Faults) -> list[_Ima
             f"file: that of {entries[0].image} would be {entries[0].file}, or next to the image."
         )
     return entries
+
+
+def _unlabelled_note(root: Path, entries: Sequence[_Image]) -> tuple[str, ...]:
+    """A note that counts the images without a text file, if there are any."""
+    without = [entry.image for entry in entries if not entry.labelled]
+    if not without:
+        return ()
+    return (
+        f"{len(without)} of {len(entries)} images have no text file, and so no objects, such as "
+        f"{relative(root, without[0])}: --skip_unlabelled true leaves them out.",
+    )
 
 
 def _classes(

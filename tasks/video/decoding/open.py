@@ -48,8 +48,12 @@ def open_video(cell: Cell | None, name: str, decoder: str = "auto") -> Video:
     """
     if not cell or (cell["path"] is None and cell["bytes"] is None):
         raise SampleError(f"{name} holds no video: add one, or remove the sample.")
-    if cell["bytes"] is None and Path(cell["path"]).is_dir():
-        return FrameFolder(Path(cell["path"]))
+    if cell["bytes"] is None:
+        path = Path(cell["path"])
+        if path.is_dir():
+            return FrameFolder(path)
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise SampleError(f"{name} is no regular file: replace it or remove it.")
     source = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
     video = PyavVideo(source, name)
     if decoder != "torchcodec" or video.kind not in EXACT_IN_TORCHCODEC:
