@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from any
 from data.decode import SampleError
 from tasks.video.clips import ClipOptions, clip_numbers
 from tasks.video.decoding.open import open_video
-from tasks.video.sources import VIDEOS
+from tasks.video.files import VIDEOS
 
 SHORT_SIDE = 128
 

@@ -45,12 +45,13 @@ def cell_name(cell: Cell | None, otherwise: str) -> str:
     return (cell or {}).get("path") or otherwise
 
 
-def read_image(cell: Cell | None, name: str) -> torch.Tensor:
-    """Decode an image as RGB, upright as its EXIF orientation says.
+def read_image(cell: Cell | None, name: str, upright: bool = True) -> torch.Tensor:
+    """Decode an image as RGB.
 
     Args:
         cell: path or bytes of a JPEG, PNG, WebP or GIF, or of anything else that Pillow opens.
         name: what a message calls the image.
+        upright: turn the image as its EXIF orientation says.
 
     Returns:
         uint8 tensor (3, H, W).
@@ -60,13 +61,13 @@ def read_image(cell: Cell | None, name: str) -> torch.Tensor:
     """
     _refuse_none(cell, name)
     if decode_image is None:
-        return _read_with_pillow(cell, name)
+        return _read_with_pillow(cell, name, upright)
     source = cell["path"] if cell["bytes"] is None else _tensor(cell["bytes"])
     try:
-        image = decode_image(source, mode="RGB", apply_exif_orientation=True)
+        image = decode_image(source, mode="RGB", apply_exif_orientation=upright)
     except (RuntimeError, ValueError) as error:
         if "Unsupported image file" in str(error):
-            return _read_with_pillow(cell, name)
+            return _read_with_pillow(cell, name, upright)
         raise _undecodable(name, error) from None
     if image.dtype != torch.uint8:  # 16-bit PNG
         image = F.to_dtype(image, torch.uint8, scale=True)
@@ -114,12 +115,13 @@ def _refuse_none(cell: Cell | None, name: str) -> None:
         raise SampleError(f"{name} is missing: add it, or remove the sample.")
 
 
-def _read_with_pillow(cell: Cell, name: str) -> torch.Tensor:
+def _read_with_pillow(cell: Cell, name: str, upright: bool) -> torch.Tensor:
     try:
         with Image.open(_file(cell)) as image:
             if image.mode.startswith("I;16"):  # convert would clip values up to 65535 to 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            array = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            image = ImageOps.exif_transpose(image) if upright else image
+            array = np.array(image.convert("RGB"))
     except Exception as error:
         raise _undecodable(name, error) from None
     return torch.from_numpy(array).permute(2, 0, 1)

@@ -32,7 +32,18 @@ FILES = ("data_dir", "weights", "output_dir", "resume")
 WITHOUT_FOLDER = ("synthetic", "fake", "hub")
 
 # Values of --dataset for data that may come without a validation split.
-ONE_FOLDER = ("folder", "csv", "coco", "voc", "yolo", "kinetics", "hub")
+ONE_FOLDER = (
+    "folder",
+    "csv",
+    "coco",
+    "voc",
+    "yolo",
+    "labelme",
+    "datumaro",
+    "kinetics",
+    "list",
+    "hub",
+)
 
 MOST_STEPS = 99_999_999
 MOST_SAMPLES = 1_000_000  # of a batch

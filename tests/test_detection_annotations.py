@@ -84,9 +84,9 @@ def test_coco_ids_may_be_texts_and_numbers(tmp_path):
 
 def test_a_mask_that_cannot_be_drawn_is_left_out_with_a_note(tmp_path):
     content = coco_content()
-    content["annotations"][0]["segmentation"] = POLYGON[0]
+    content["annotations"].append(content["annotations"][0] | {"segmentation": POLYGON[0]})
     data = load("coco", make_coco(tmp_path, **content), **MASKS)
-    assert len(truth_of(data)["labels"]) == 1 and "1 box" in data.notes[0]
+    assert len(truth_of(data)["labels"]) == 2 and "1 box" in data.notes[0]
     assert "has no mask" in data.train[0]["dropped"][0]
 
 
@@ -105,8 +105,7 @@ def test_coco_validation_never_reads_training_images(tmp_path):
 def test_coco_folder_is_the_one_with_most_of_the_images(tmp_path):
     write_coco(tmp_path, train=6, val=6)
     (tmp_path / "val2017/000.png").rename(tmp_path / "000.png")
-    data = load("coco", str(tmp_path))
-    assert {Path(cell["path"]).parent.name for cell in data.val["image"][:]} == {"val2017"}
+    assert "val2017/000.png is not there" in refusal("coco", tmp_path)
 
 
 # voc
@@ -172,8 +171,9 @@ def test_yolo_lines_that_cannot_be_used(tmp_path, line, words, with_masks):
         ("names: {cat: 0}", "must be a list"),
         ("names: {1000000000: cat}", "must be a list"),
         ("names: [cat, cat]", "the name cat"),
-        ("train: 5", "train: 5"),
-        ("train: [5]", "train: [5]"),
+        ("train: 5", "names 5"),
+        ("train: [[5]]", "train: [[5]]"),
+        ("train: {a: b}", "train: a dict"),
         ("train: [images/train, images/gone]", "images/gone"),
         ("val: images/gone", "images/gone"),
     ],

@@ -37,16 +37,17 @@ class Reader(RowReader):
             and with masks "rles": COCO's compressed run lengths of each}.
 
         Raises:
-            SampleError: the image can't be decoded, or isn't as large as its annotation says.
+            SampleError: the image can't be decoded, or isn't as large as it was when its header was
+                read.
         """
         row = self.rows[index]
         name = self.name_of(row, index)
-        image = read_image(row["image"], name)
+        image = read_image(row["image"], name, row["upright"])
         size = (row["height"], row["width"])
         if tuple(image.shape[1:]) != size:
             raise SampleError(
-                f"{name} is {image.shape[2]}x{image.shape[1]} pixels but its annotation is of "
-                f"{size[1]}x{size[0]}: correct the annotation, or restore the image."
+                f"{name} is {image.shape[2]}x{image.shape[1]} pixels, but was {size[1]}x{size[0]} "
+                "when its boxes were read: restore the image, or start again."
             )
         objects = row["objects"]
         truth = {

@@ -15,7 +15,8 @@ from engine.options import (
 )
 from errors import UserError
 
-WITHOUT_MASKS = ("voc", "hub")  # data sources whose objects have boxes alone
+WITHOUT_MASKS = ("voc", "csv", "hub")  # data sources whose objects have boxes alone
+FILES = ("coco", "voc", "yolo", "csv", "labelme", "datumaro", "hub")  # sources of users' files
 
 
 @dataclass
@@ -25,7 +26,7 @@ class DetectionOptions(TrainingOptions):
     class_names: str | list[str] | None = data_option(
         None,
         "class names in order, or a file of them",
-        datasets=("coco", "voc", "yolo", "hub"),
+        datasets=FILES,
         resume="free",
     )
     image_column: str = data_option("image", "name of the image column", datasets=("hub",))
@@ -34,6 +35,19 @@ class DetectionOptions(TrainingOptions):
         "coco",
         "boxes as x y width height, as corners, or as centre and size from 0 to 1",
         datasets=("hub",),
+    )
+    data_format: str | None = data_option(
+        None,
+        "format of the data, one that datumaro reads (default: detected)",
+        datasets=("datumaro",),
+    )
+    exif: Literal["turn", "ignore"] = data_option(
+        "turn",
+        "what to do with images whose EXIF says how to turn them: as the boxes were drawn",
+        datasets=FILES,
+    )
+    skip_unlabelled: bool = data_option(
+        False, "leave out images that nobody has labelled", datasets=FILES
     )
     model: str = model_option("yolo_nano", "detection model; docs/models.md lists them")
     backbone: str | None = model_option(
@@ -102,6 +116,6 @@ class DetectionOptions(TrainingOptions):
         if self.needs_masks and source in WITHOUT_MASKS:
             asking = f"--model {self.model}" if self.has_masks else "--copy_paste"
             raise UserError(
-                f"{asking} needs masks, and --dataset {source} has only boxes: use coco, yolo or "
-                "synthetic."
+                f"{asking} needs masks, and --dataset {source} has only boxes: use coco, yolo, "
+                "labelme or synthetic."
             )

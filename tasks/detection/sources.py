@@ -9,14 +9,18 @@ from dataclasses import replace
 
 from data.decode import cell_name
 from data.faults import Faults
+from data.folders import EXAMPLES
 from data.sources import load_from
 from errors import UserError
+from tasks.detection.formats.boxes_csv import load_csv
+from tasks.detection.formats.by_datumaro import load_datumaro
 from tasks.detection.formats.coco import load_coco
 from tasks.detection.formats.hub import load_hub
+from tasks.detection.formats.labelme import load_labelme
 from tasks.detection.formats.voc import load_voc
 from tasks.detection.formats.yolo import load_yolo
 from tasks.detection.options import DetectionOptions
-from tasks.detection.rows import DetectionData, dropped_boxes_note
+from tasks.detection.rows import DetectionData, notes_on
 from tasks.detection.synthetic import load_synthetic
 
 SOURCES: dict[str, Callable[[DetectionOptions, Faults], DetectionData]] = {
@@ -24,6 +28,9 @@ SOURCES: dict[str, Callable[[DetectionOptions, Faults], DetectionData]] = {
     "coco": load_coco,
     "voc": load_voc,
     "yolo": load_yolo,
+    "csv": load_csv,
+    "labelme": load_labelme,
+    "datumaro": load_datumaro,
     "hub": load_hub,
 }
 
@@ -32,26 +39,48 @@ def load_data(options: DetectionOptions, faults: Faults | None = None) -> Detect
     """Find the data set that the options name; no image is decoded yet.
 
     Raises:
-        UserError: there is no such data set, it isn't in the layout expected, or it has no object
-            to learn from.
+        UserError: there is no such data set, it isn't in the layout expected, or a split has no
+            object to learn or to find.
     """
     data = load_from(SOURCES, options, faults)
-    notes = dropped_boxes_note("train", data.train) + dropped_boxes_note("val", data.val)
-    if not any(row["category"] for row in data.train["objects"]):
-        masks = " with a mask" if options.needs_masks else ""
-        where = options.data_dir or options.dataset
-        sentence = (
-            f"No training image of {where} has a usable object{masks} ({_first_reason(data)}): "
-            "correct the annotations, or the folder that they are looked for in."
+    notes = data.notes + notes_on("train", data.train) + notes_on("val", data.val)
+    counts = {split: _count_objects(data, split) for split in ("train", "val")}
+    for split in counts:
+        if not any(counts[split]):
+            sentence = _no_object(options, data, split)
+            if faults is None:
+                raise UserError(sentence)
+            faults.add(options.data_dir or options.dataset, sentence)
+    missing = [name for name, count in zip(data.classes, counts["val"], strict=True) if not count]
+    if missing:
+        shown = ", ".join(missing[:EXAMPLES]) + (" and others" if len(missing) > EXAMPLES else "")
+        notes += (
+            f"val: {len(missing)} of {len(data.classes)} classes have no object, and count in no "
+            f"mean: {shown}.",
         )
-        if faults is None:
-            raise UserError(sentence)
-        faults.add(where, sentence)
-    return replace(data, notes=data.notes + notes)
+    return replace(data, notes=notes)
 
 
-def _first_reason(data: DetectionData) -> str:
-    """Why the first training image has no object."""
-    rejected = ((n, reasons[0]) for n, reasons in enumerate(data.train["dropped"]) if reasons)
+def _count_objects(data: DetectionData, split: str) -> list[int]:
+    """The number of a split's objects of each class, without crowds."""
+    counts = [0] * len(data.classes)
+    for objects in getattr(data, split)["objects"]:
+        for category, crowd in zip(objects["category"], objects["iscrowd"], strict=True):
+            counts[category] += not crowd
+    return counts
+
+
+def _no_object(options: DetectionOptions, data: DetectionData, split: str) -> str:
+    """Why a split has no object, with the first that was left out, or an image without any."""
+    rows, where = getattr(data, split), options.data_dir or options.dataset
+    limited = {"train": options.limit_train, "val": options.limit_val}[split]
+    kept = f" of the {len(rows)} that --limit_{split} leaves" if limited else ""
+    masks = " with a mask" if options.needs_masks else ""
+    rejected = ((n, reasons[0]) for n, reasons in enumerate(rows["dropped"]) if reasons)
     number, reason = next(rejected, (0, "has no annotation"))
-    return f"{cell_name(data.train[number]['image'], f'sample {number}')}: {reason}"
+    image = cell_name(rows[number]["image"], f"sample {number}") if len(rows) else "no image"
+    name = {"train": "training", "val": "validation"}[split]
+    return (
+        f"No {name} image{kept} of {where} has a usable object{masks} ({image}: {reason}): correct "
+        "the annotations, or the folder that they are looked for in."
+    )

@@ -11,6 +11,7 @@ from data.png import stored_png
 from data.sources import evenly_spaced
 from data.synthetic import COLORS, SHAPES, Scene, Shape, draw, random_shape
 from tasks.detection import instance_masks
+from tasks.detection.headers import Header
 from tasks.detection.options import DetectionOptions
 from tasks.detection.rows import Annotated, DetectionData, to_rows
 
@@ -37,7 +38,7 @@ def _rows(
         _annotated(split, number, np.random.default_rng([options.seed, split_number, number]), size)
         for number in kept.tolist()
     )
-    return to_rows(images, SHAPES, options.needs_masks)
+    return to_rows(images, SHAPES, options, Faults())[0]
 
 
 def _annotated(
@@ -46,7 +47,8 @@ def _annotated(
     """An image of ``size`` (height, width), a function of the random state, and its objects."""
     scene = draw(rng, random_shapes(rng, size), size)
     name = f"synthetic/{split}/{number:04d}.png"
-    image = Annotated({"path": name, "bytes": stored_png(scene.image)}, size, number)
+    cell = {"path": name, "bytes": stored_png(scene.image)}
+    image = Annotated(cell, size, number, header=Header(size, False, size))
     for kind, mask in visible_objects(scene):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         top, left = int(rows[0]), int(columns[0])

@@ -12,6 +12,7 @@ from data.decode import SampleError, cell_name, read_image, read_mask
 from data.masks import MaskRule, UnknownValueError
 from data.samples import ReaderDataset, RowReader
 from data.stream import SampleKey, sample_randomness
+from tasks.segmentation.outlines import draw_mask, drawing_of
 
 
 class Reader(RowReader):
@@ -35,7 +36,10 @@ class Reader(RowReader):
         """
         row = self.rows[index]
         image_name, mask_name = self.name_of(row, index), _mask_name(row, index)
-        image, mask = read_image(row["image"], image_name), self._mask(row, mask_name)
+        drawing = drawing_of(row["annotation"])
+        upright = drawing is None or drawing["upright"]
+        image = read_image(row["image"], image_name, upright)
+        mask = self._mask(row, mask_name)
         if mask.shape != image.shape[1:]:
             raise SampleError(
                 f"{mask_name} has {mask.shape[1]}x{mask.shape[0]} pixels, but its image, "
@@ -54,7 +58,8 @@ class Reader(RowReader):
         return self._mask(row, _mask_name(row, index))
 
     def _mask(self, row: dict[str, Any], mask_name: str) -> torch.Tensor:
-        stored = read_mask(row["annotation"], mask_name)
+        drawing = drawing_of(row["annotation"])
+        stored = draw_mask(drawing) if drawing else read_mask(row["annotation"], mask_name)
         try:
             return self.rule(stored)
         except UnknownValueError as error:

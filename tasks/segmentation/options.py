@@ -16,6 +16,7 @@ from engine.options import (
 )
 from errors import UserError
 
+OUTLINES = ("coco", "yolo", "labelme")  # data sources whose masks are drawn from outlines
 WEIGHTINGS = ("none", "median_frequency")
 
 
@@ -24,7 +25,18 @@ class SegmentationOptions(TrainingOptions):
     """Options of segmentation, beside those of every script."""
 
     class_names: str | list[str] | None = data_option(
-        None, "class names in order, or a file of them", datasets=("folder", "hub"), resume="free"
+        None,
+        "class names in order, or a file of them",
+        datasets=("folder", "hub", *OUTLINES),
+        resume="free",
+    )
+    exif: Literal["turn", "ignore"] = data_option(
+        "turn",
+        "what to do with images whose EXIF says how to turn them: as the outlines were drawn",
+        datasets=OUTLINES,
+    )
+    skip_unlabelled: bool = data_option(
+        False, "leave out images that nobody has labelled", datasets=OUTLINES
     )
     image_column: str = data_option("image", "name of the image column", datasets=("hub",))
     mask_column: str = data_option("annotation", "name of the mask column", datasets=("hub",))

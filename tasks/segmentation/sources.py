@@ -23,7 +23,8 @@ from data.png import stored_png
 from data.sources import evenly_spaced, load_from, spread
 from data.textfiles import read_text
 from errors import UserError
-from tasks.segmentation.options import SegmentationOptions
+from tasks.segmentation.options import OUTLINES, SegmentationOptions
+from tasks.segmentation.outlines import load_outlines
 
 COLUMN = datasets.Image(decode=False)
 SCHEMA = datasets.Features({"image": COLUMN, "annotation": COLUMN})
@@ -193,6 +194,12 @@ def load_hub(options: SegmentationOptions, faults: Faults) -> SegmentationData:
     return _data(train, val, classes, notes + more)
 
 
+def load_drawn(options: SegmentationOptions, faults: Faults) -> SegmentationData:
+    """Outlines of objects, whose masks are drawn when they are read."""
+    train, val, names, notes = load_outlines(options, faults, SCHEMA)
+    return _data(train, val, class_list(names), notes)
+
+
 SOURCES: dict[str, Callable[[SegmentationOptions, Faults], SegmentationData]] = {
     "synthetic": load_synthetic,
     "folder": load_folder,
@@ -200,6 +207,7 @@ SOURCES: dict[str, Callable[[SegmentationOptions, Faults], SegmentationData]] = 
     "voc": load_voc,
     "cityscapes": load_cityscapes,
     "ade20k": load_ade20k,
+    **dict.fromkeys(OUTLINES, load_drawn),
     "hub": load_hub,
 }
 

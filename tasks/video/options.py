@@ -21,7 +21,7 @@ from errors import UserError
 class VideoOptions(TrainingOptions):
     """Options of video classification, beside those of every script."""
 
-    split: Literal[1, 2, 3] = data_option(1, "which official split", datasets=("ucf101",))
+    split: Literal[1, 2, 3] = data_option(1, "which official split", datasets=("ucf101", "hmdb51"))
     video_column: str = data_option("video", "name of the video column", datasets=("hub",))
     label_column: str = data_option("label", "name of the label column", datasets=("hub",))
     decoder: Literal["auto", "pyav", "torchcodec"] = data_option(

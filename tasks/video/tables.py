@@ -5,6 +5,8 @@ import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from data.faults import Faults
+from data.paths import resolve
 from data.textfiles import read_text
 from errors import UserError
 
@@ -12,7 +14,9 @@ from errors import UserError
 Row = tuple[str, str, float | None, float | None]
 
 
-def read_kinetics(table: Path, root: Path, videos: Mapping[str, Path]) -> tuple[list[Row], int]:
+def read_kinetics(
+    table: Path, root: Path, videos: Mapping[str, Path], faults: Faults
+) -> tuple[list[Row], int]:
     """Read a table with one of two headers.
 
     - ``label,youtube_id,time_start,time_end,...``, as Kinetics is published. A video is found by
@@ -25,24 +29,25 @@ def read_kinetics(table: Path, root: Path, videos: Mapping[str, Path]) -> tuple[
         table: the CSV file.
         root: the data folder.
         videos: the videos below it, by name without suffix.
+        faults: gets the named files that are missing.
 
     Returns:
         The rows, and the number of videos that weren't found.
 
     Raises:
-        UserError: the header is a different one, a cell can't be read, a named file is missing, or
-            no row is left.
+        UserError: the header is a different one, a cell can't be read, or no row is left.
     """
     reader = csv.DictReader(io.StringIO(read_text(table), newline=""), skipinitialspace=True)
     rows, missing = [], 0
     try:
         find = _layout(set(reader.fieldnames or ()), table)
         for line in reader:
-            row = find(line, root, videos)
-            if row is None:
-                missing += 1
-            else:
-                rows.append(row)
+            with faults.of(table, f"line {reader.line_num}"):
+                row = find(line, root, videos)
+                if row is None:
+                    missing += 1
+                else:
+                    rows.append(row)
     except (ValueError, TypeError, AttributeError, csv.Error) as error:
         number = reader.line_num + isinstance(
             error, csv.Error
@@ -81,9 +86,10 @@ def _published(line: dict[str, str], _: Path, videos: Mapping[str, Path]) -> Row
 
 
 def _simple(line: dict[str, str], root: Path, _: Mapping[str, Path]) -> Row:
-    path = root / line["file"].strip()
-    if not path.exists():
-        raise UserError(f"{path} is missing, although a table names it: restore it.")
+    name = line["file"].strip()
+    path = resolve(name, [root])
+    if path is None:
+        raise UserError(f"{root / name} is missing, although a table names it: restore it.")
     start, end = (line.get(column) for column in ("start", "end"))
     return (
         str(path),

@@ -1,15 +1,19 @@
 """Detection data in COCO's layout: one JSON file per split, and folders of images."""
 
-import json
+import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from data.faults import Faults
-from data.folders import TRAIN, VAL, data_root
-from data.sources import evenly_spaced
+from data.folders import data_root
+from data.textfiles import read_json
 from errors import UserError
+from tasks.detection.formats.coco_files import find_image_folder, find_split, find_whole
 from tasks.detection.formats.reading import (
+    MALFORMED,
     area,
     box,
     flag,
@@ -19,79 +23,84 @@ from tasks.detection.formats.reading import (
     read_each,
     text,
 )
+from tasks.detection.formats.splits import Place, divide, find_splits
 from tasks.detection.options import DetectionOptions
-from tasks.detection.rows import Annotated, DetectionData, class_colors, to_rows
+from tasks.detection.rows import Annotated, DetectionData, make_data
 
 EXPECTED = "annotations/instances_{train,val}*.json and the folders of their images"
-
-# The places of a split's file, in the order in which they are tried; {} is a name of the split.
-FILES = (
-    "annotations/instances_{}20??.json",
-    "annotations/instances_{}.json",
-    "annotations/{}.json",
-    "{}/_annotations.coco.json",
-    "{}/annotations.json",
-    "instances_{}20??.json",
-    "instances_{}.json",
-    "{}.json",
-)
-SAMPLED = 32  # images of a file that are looked for, to find their folder
+PARTS = ("images", "annotations", "categories")
 
 Id = int | str
+
+
+@dataclass(frozen=True)
+class _Category:
+    """A category of a file: its name, and that of the category above it or ""."""
+
+    name: str
+    parent: str
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a file holds; nothing but the categories has been looked at."""
+
+    file: Path
+    images: list[Any]
+    annotations: list[Any]
+    categories: dict[Id, _Category]
 
 
 def load_coco(options: DetectionOptions, faults: Faults) -> DetectionData:
     """COCO and what is stored like it.
 
     Category ids become 0..n-1 in their order, or the positions of their names in ``--class_names``.
-    Crowds are kept as such, and so are images without objects.
+    Crowds are kept as such, and so are images without objects. A category that only groups others
+    is no class.
 
     Raises:
         UserError: a file or folder is missing, or holds something that can't be used.
     """
     root = data_root(options, EXPECTED)
-    found = [_annotation_files(root, names) for names in (TRAIN, VAL)]
-    files = [several[-1] for several in found]
-    notes = tuple(
-        f"There are {len(several)} annotation files of one split: {several[-1]} is used."
-        for several in found
-        if len(several) > 1
+    splits = find_splits(
+        options,
+        root,
+        lambda names: find_split(root, names),
+        lambda: find_whole(root),
+        EXPECTED,
     )
-    contents = [_read(file) for file in files]
-    names = _category_names(files, contents)
+    places = [place for place in splits[:2] if place]
+    notes = [
+        f"There are {len(place.found)} annotation files of one split: {place.found[-1]} is used."
+        for place in places
+        if len(place.found) > 1
+    ]
+    contents = {place.found[-1]: _read(place.found[-1], faults) for place in places}
+    names, parents = _category_names(list(contents.values()))
+    if parents:
+        notes.append(f"Left out, since they only group other categories: {', '.join(parents)}.")
     classes = given_class_names(options) or list(names.values())
     for number, name in names.items():
         if name not in classes:
             raise UserError(
-                f"{files[0]} has the category {name} (id {number}), which --class_names doesn't "
-                "list: add it."
+                f"{places[0].found[-1]} has the category {name} (id {number}), which --class_names "
+                "doesn't list: add it."
             )
     class_ids = {number: classes.index(name) for number, name in names.items()}
-    train, val = (
-        to_rows(_images(root, split, file, content, class_ids), classes, options.needs_masks)
-        for split, file, content in zip((TRAIN, VAL), files, contents, strict=True)
-    )
-    return DetectionData(train, val, classes, class_colors(len(classes)), notes)
+
+    def read(place: Place) -> list[Annotated]:
+        return _images(root, place.name, contents[place.found[-1]], class_ids, faults)
+
+    divided, more = divide(options, root, splits, read, lambda annotated: annotated.image)
+    annotations = chain.from_iterable(content.annotations for content in contents.values())
+    if any(isinstance(entry, dict) and entry.get("keypoints") for entry in annotations):
+        notes.append("The objects have keypoints, which are left out.")
+    return make_data(options, divided, classes, faults, [*notes, *more])
 
 
-def _annotation_files(root: Path, split_names: Sequence[str]) -> list[Path]:
-    """The split's files in the order of their years; there is at least one."""
-    for pattern in FILES:
-        for split in split_names:
-            found = sorted(root.glob(pattern.format(split)))
-            if found:
-                return found
-    raise UserError(
-        f"{root} has no annotations of the split {split_names[0]}: it must hold {EXPECTED}."
-    )
-
-
-def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
-    try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not valid JSON ({error}): restore the file.") from None
-    for part in ("images", "annotations", "categories"):
+def _read(file: Path, faults: Faults) -> _Content:
+    content = read_json(file)
+    for part in PARTS:
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
             raise UserError(
                 f"{file} has no list '{part}': a COCO file of objects holds images, annotations "
@@ -99,42 +108,74 @@ def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
             )
     if not content["images"] or not content["categories"]:
         raise UserError(f"{file} lists no images or no categories: choose another file.")
-    return content
+    categories = dict(read_each(file, "category", content["categories"], _category, faults))
+    return _Content(file, content["images"], content["annotations"], categories)
 
 
-def _category_names(files: list[Path], contents: list[dict]) -> dict[Id, str]:
-    """The name of each category id, in the order of the ids; both files must agree."""
-    names: dict[Id, str] = {}
-    for file, content in zip(files, contents, strict=True):
-        for number, name in read_each(str(file), "category", content["categories"], _category):
-            if names.setdefault(number, name) != name:
+def _category(entry: dict[str, Any]) -> tuple[Id, _Category]:
+    parent = entry.get("supercategory")
+    return identity(entry["id"]), _Category(
+        text(entry["name"]), parent if isinstance(parent, str) else ""
+    )
+
+
+def _category_names(contents: Sequence[_Content]) -> tuple[dict[Id, str], list[str]]:
+    """The name of each category id, in the order of the ids, and those that only group others.
+
+    Raises:
+        UserError: the files don't agree, or two categories have one name.
+    """
+    found: dict[Id, _Category] = {}
+    for content in contents:
+        for number, category in content.categories.items():
+            if found.setdefault(number, category).name != category.name:
                 raise UserError(
-                    f"{file} calls the category {number} {name}, but {files[0]} calls it "
-                    f"{names[number]}: make the categories of both files the same."
+                    f"{content.file} calls the category {number} {category.name}, but "
+                    f"{contents[0].file} calls it {found[number].name}: make the categories of "
+                    "both files the same."
                 )
+    parents = _parents(found, contents)
+    names = {number: category.name for number, category in found.items() if number not in parents}
     if len(set(names.values())) < len(names):
-        raise UserError(f"{files[0]} gives two categories the same name: rename one.")
-    return dict(sorted(names.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+        raise UserError(f"{contents[0].file} gives two categories the same name: rename one.")
+    ordered = sorted(names.items(), key=lambda item: (isinstance(item[0], str), item[0]))
+    return dict(ordered), [found[number].name for number in parents]
 
 
-def _category(entry: dict[str, Any]) -> tuple[Id, str]:
-    return identity(entry["id"]), text(entry["name"])
+def _parents(found: dict[Id, _Category], contents: Sequence[_Content]) -> list[Id]:
+    """The categories that others name as the one above them and that have no object."""
+    above = {
+        number
+        for number, category in found.items()
+        if any(other.parent == category.name for n, other in found.items() if n != number)
+    }
+    if not above:
+        return []
+    used = set()
+    for content in contents:
+        for entry in content.annotations:
+            with contextlib.suppress(*MALFORMED):  # reported when the annotations are read
+                used.add(identity(entry["category_id"]))
+    return sorted(above - used, key=str)
 
 
 def _images(
-    root: Path, split_names: Sequence[str], file: Path, content: dict, class_ids: dict[Id, int]
+    root: Path, split: str, content: _Content, class_ids: dict[Id, int], faults: Faults
 ) -> list[Annotated]:
     """The images of a file with their objects, in its order."""
-    listed = list(read_each(str(file), "image", content["images"], _image))
-    folder = _image_folder(root, split_names, file, [name for _, name, _ in listed])
+    file = content.file
+    listed = list(read_each(file, "image", content.images, _image, faults))
+    path_of = find_image_folder(root, split, file, [name for _, name, _ in listed])
     images: dict[Id, Annotated] = {}
     for position, (number, name, size) in enumerate(listed):
         if number in images:
-            raise UserError(
+            sentence = (
                 f"{file} lists two images with the id {number} (one is {name}): give each its own."
             )
+            faults.add(file, sentence, f"image {position + 1}")
+            continue
         image_id = number if isinstance(number, int) else position
-        images[number] = Annotated(str(folder / name), size, image_id)
+        images[number] = Annotated(str(path_of(name)), size, image_id)
 
     def add(entry: dict[str, Any]) -> None:
         image, category = identity(entry["image_id"]), identity(entry["category_id"])
@@ -149,7 +190,7 @@ def _images(
             outline=entry.get("segmentation"),
         )
 
-    for _ in read_each(str(file), "annotation", content["annotations"], add):
+    for _ in read_each(file, "annotation", content.annotations, add, faults):
         pass
     return list(images.values())
 
@@ -157,23 +198,3 @@ def _images(
 def _image(entry: dict[str, Any]) -> tuple[Id, str, tuple[int, int] | None]:
     size = pixels(entry.get("height")), pixels(entry.get("width"))
     return identity(entry["id"]), text(entry["file_name"]), size if all(size) else None
-
-
-def _image_folder(root: Path, split_names: Sequence[str], file: Path, names: Sequence[str]) -> Path:
-    """The folder that holds most of the images, as far as a sample of them shows.
-
-    The folders of the other split are left out: its images may have the same names.
-    """
-    split = file.stem.removeprefix("instances_")
-    folders = [parent / split for parent in (root, root / "images")]
-    folders += [file.parent, file.parent / "images"]
-    folders += [parent / name for name in split_names for parent in (root, root / "images")]
-    folders += [root / "images", root]
-    sample = [names[number] for number in evenly_spaced(len(names), SAMPLED)]
-    found = [sum((folder / name).is_file() for name in sample) for folder in folders]
-    if not any(found):
-        raise UserError(
-            f"{file} lists {names[0]}, which like the others is in none of the usual folders: put "
-            f"the images into {root / split}."
-        )
-    return folders[found.index(max(found))]

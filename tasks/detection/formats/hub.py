@@ -1,9 +1,11 @@
 """Detection data from the Hugging Face hub, or from a local copy in its formats."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import datasets
+import pyarrow as pa
 
 from data.faults import Faults
 from data.hub import Media, hub_name, open_hub, require_columns, select_media
@@ -17,35 +19,29 @@ from tasks.detection.formats.reading import (
     pixels,
     read_each,
 )
+from tasks.detection.headers import Header, read_headers
 from tasks.detection.options import DetectionOptions
-from tasks.detection.rows import Annotated, DetectionData, class_colors, stored_size, to_rows
+from tasks.detection.rows import Annotated, Box, DetectionData, make_data
 
 BOXES = ("bbox", "bboxes", "boxes", "box")
 CATEGORIES = ("category", "categories", "category_id", "label", "labels", "class", "classes")
 CROWDS = ("iscrowd", "is_crowd", "difficult")
 FIELDS = (BOXES, CATEGORIES, CROWDS, ("area", "areas"))
 
-Box = tuple[float, float, float, float]
 
-
-def _xywh(box: Sequence[float], size: tuple[int, int]) -> Box:
-    return tuple(box)
-
-
-def _xyxy(box: Sequence[float], size: tuple[int, int]) -> Box:
+def _xyxy(box: Sequence[float]) -> Box:
     return box[0], box[1], box[2] - box[0], box[3] - box[1]
 
 
-def _shares(box: Sequence[float], size: tuple[int, int]) -> Box:
+def _centred(box: Sequence[float]) -> Box:
     x, y, width, height = box
-    down, across = size
-    return (x - width / 2) * across, (y - height / 2) * down, width * across, height * down
+    return x - width / 2, y - height / 2, width, height
 
 
-BOX_FORMATS: dict[str, Callable[[Sequence[float], tuple[int, int]], Box]] = {
-    "coco": _xywh,
+BOX_FORMATS: dict[str, Callable[[Sequence[float]], Box]] = {
+    "coco": tuple,
     "voc": _xyxy,
-    "yolo": _shares,
+    "yolo": _centred,  # shares of the image's width and height
 }
 
 
@@ -67,23 +63,36 @@ def load_hub(options: DetectionOptions, faults: Faults) -> DetectionData:
         require_columns(rows, name, {"--objects_column": objects_column})
         images = select_media(rows, name, (media, image_column))
         splits.append((images, rows.remove_columns(image_column)))
-    objects = [_objects(rows, name, objects_column) for _, rows in splits]
+    objects = [_objects(rows, name, objects_column, faults) for _, rows in splits]
+    sizes = [_stated(rows, name, faults) for _, rows in splits]
+    faults.stop_if_any()  # the objects no longer belong to the images
     classes, ids = _classes(train, name, objects_column, given_class_names(options), objects)
-    done = []
-    for (images, rows), found in zip(splits, objects, strict=True):
-        sizes = _sizes(rows, images, name)
-        annotated = _annotated(found, sizes, ids, BOX_FORMATS[options.bbox_format])
-        annotations = to_rows(annotated, classes, with_masks=False).remove_columns("image")
+    convert, in_shares = BOX_FORMATS[options.bbox_format], options.bbox_format == "yolo"
+    annotated = [
+        _annotated(found, read_headers(_cells(images)), stated, ids, convert, in_shares)
+        for (images, _), found, stated in zip(splits, objects, sizes, strict=True)
+    ]
+    made = make_data(options, annotated, classes, faults, notes)
+    faults.stop_if_any()
+    done, notes = [], made.notes
+    for (images, _), rows, found in zip(splits, (made.train, made.val), objects, strict=True):
         # Side by side, so that the images stay where they are on the disk.
-        done.append(datasets.concatenate_datasets([images, annotations], axis=1))
-    return DetectionData(*done, classes, class_colors(len(classes)), notes)
+        joined = datasets.concatenate_datasets([images, rows.remove_columns("image")], axis=1)
+        if options.skip_unlabelled:
+            kept = [number for number, objects in enumerate(found) if objects]
+            notes += (
+                f"{len(found) - len(kept)} of {len(found)} images are left out, being unlabelled.",
+            )
+            joined = joined.select(kept)
+        done.append(joined)
+    return replace(made, train=done[0], val=done[1], notes=notes)
 
 
 # Of each row, for each object: box, category, whether it is a crowd, and area if it is given.
 Objects = list[list[tuple[list[float], int | str, bool, float | None]]]
 
 
-def _objects(rows: datasets.Dataset, name: str, column: str) -> Objects:
+def _objects(rows: datasets.Dataset, name: str, column: str, faults: Faults) -> Objects:
     """The objects of every row, stored as a dictionary of lists or a list of dictionaries."""
 
     def read(sample: tuple[int, Any]) -> list[tuple]:
@@ -106,11 +115,16 @@ def _objects(rows: datasets.Dataset, name: str, column: str) -> Objects:
         if len(set(map(len, fields))) > 1:
             raise ValueError("its lists differ in length")
         return [
-            (box(corners), identity(category), flag(crowd), area(size))
+            (box(corners), _category(category), flag(crowd), area(size))
             for corners, category, crowd, size in zip(*fields, strict=True)
         ]
 
-    return list(read_each(name, "sample", enumerate(rows[column][:]), read))
+    return list(read_each(name, "sample", enumerate(rows[column][:]), read, faults))
+
+
+def _category(value: Any) -> int | str:
+    """A class as its number or its name; a text is a name, also where it is of digits."""
+    return value if isinstance(value, str) else identity(value)
 
 
 def _field(entry: dict[str, Any], names: Sequence[str]) -> Any:
@@ -161,25 +175,38 @@ def _class_label(feature: Any) -> list[str] | None:
     return None
 
 
-def _sizes(
-    rows: datasets.Dataset, images: datasets.Dataset, name: str
-) -> Iterator[tuple[int, int]]:
-    """(height, width) of every image: from columns of these names, or the files' headers."""
+def _stated(rows: datasets.Dataset, name: str, faults: Faults) -> list[tuple[int, int] | None]:
+    """(height, width) of every image, where columns of these names give it."""
     if not {"height", "width"} <= set(rows.column_names):
-        return (stored_size(row["image"]) for row in images)
+        return [None] * len(rows)
     stored = zip(rows["height"][:], rows["width"][:], strict=True)
-    sizes = read_each(name, "image size", stored, lambda size: tuple(map(pixels, size)))
-    return (size if all(size) else stored_size(images[n]["image"]) for n, size in enumerate(sizes))
+    sizes = read_each(name, "image size", stored, lambda size: tuple(map(pixels, size)), faults)
+    return [size if all(size) else None for size in sizes]
+
+
+def _cells(images: datasets.Dataset) -> Iterator[dict[str, Any]]:
+    """The cells of the column image, their bytes as buffers that copy nothing."""
+    for rows in images.with_format("arrow").iter(64):
+        for cell in rows.column("image"):
+            cell = cell if cell.is_valid else {"path": pa.NULL, "bytes": pa.NULL}
+            data = cell["bytes"]
+            yield {
+                "path": cell["path"].as_py(),
+                "bytes": data.as_buffer() if data.is_valid else None,
+            }
 
 
 def _annotated(
     objects: Objects,
-    sizes: Iterator[tuple[int, int]],
+    headers: Iterator[Header],
+    stated: Sequence[tuple[int, int] | None],
     ids: dict[Any, int],
-    convert: Callable[[Sequence[float], tuple[int, int]], Box],
+    convert: Callable[[Sequence[float]], Box],
+    in_shares: bool,
 ) -> Iterator[Annotated]:
-    for row, size in zip(objects, sizes, strict=True):
-        image = Annotated("", size)  # the images have a table of their own
+    for row, header, size in zip(objects, headers, stated, strict=True):
+        # The images have a table of their own.
+        image = Annotated("", size, header=header, in_shares=in_shares, labelled=True)
         for corners, category, crowd, covered in row:
-            image.add(convert(corners, size), ids[category], crowd, covered)
+            image.add(convert(corners), ids[category], crowd, covered)
         yield image

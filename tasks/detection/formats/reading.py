@@ -1,11 +1,13 @@
 """Reading what users write: whatever is wrong with it becomes a sentence that names its file."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data.class_lists import read_class_file
+from data.faults import Faults
 from errors import UserError
 from tasks.detection.options import DetectionOptions
 
@@ -13,6 +15,8 @@ from tasks.detection.options import DetectionOptions
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 MOST_PIXELS = 2**31 - 1  # of a side, as the table of rows stores it
 LARGEST_ID = 2**63 - 1
+NUMBER = re.compile(r"-?(0|[1-9]\d{0,18})(\.0*)?")
+WORDS = {"true": 1, "false": 0, "yes": 1, "unspecified": 0, "": 0}
 
 
 def given_class_names(options: DetectionOptions) -> list[str] | None:
@@ -30,7 +34,11 @@ def given_class_names(options: DetectionOptions) -> list[str] | None:
 
 
 def read_each(
-    where: str, what: str, records: Iterable[Any], read: Callable[[Any], Any]
+    where: object,
+    what: str,
+    records: Iterable[Any],
+    read: Callable[[Any], Any],
+    faults: Faults,
 ) -> Iterator[Any]:
     """What ``read`` makes of each record.
 
@@ -39,23 +47,31 @@ def read_each(
         what: a record as a message names it.
         records: as stored.
         read: raises one of MALFORMED for a record that it can't read.
+        faults: gets the records that can't be read, each shown with the reason.
 
     Yields:
-        The results, in order.
-
-    Raises:
-        UserError: a record can't be read; the message shows it and says why.
+        The results of the others, in order.
     """
-    for record in records:
+    for number, record in enumerate(records, start=1):
         try:
             result = read(record)
         except MALFORMED as error:
-            shown = " ".join(f"{record!s:.200}".split())
-            raise UserError(
-                f"{where} has the {what} {shown:.80}, which can't be used ({reason(error)}): "
-                "correct or remove it."
-            ) from error
+            faults.add(
+                where,
+                f"{where} has the {what} {shown(record)}, which can't be used ({reason(error)}): "
+                "correct or remove it.",
+                f"{what} {number}",
+            )
+            continue
         yield result
+
+
+def shown(record: Any) -> str:
+    """A record as a message can show it, in a line."""
+    try:
+        return f"{' '.join(f'{record!s:.200}'.split()):.80}"
+    except RecursionError:
+        return "that is nested deeply"
 
 
 def reason(error: Exception) -> str:
@@ -65,19 +81,37 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split()).replace(". ", "; ").rstrip(".")
 
 
-def identity(value: Any) -> int | str:
-    """The number or text by which records refer to each other."""
+def whole(value: Any) -> int:
+    """A whole number in any notation: 3, 3.0, "3", "3.0", "3e0"."""
+    if isinstance(value, str) and "_" not in value:
+        try:
+            value = int(value)
+        except ValueError:
+            value = float(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, int | str) or (isinstance(value, int) and abs(value) > LARGEST_ID):
-        raise ValueError(f"{value!s:.40} is no id")
+    if not isinstance(value, int) or abs(value) > LARGEST_ID:
+        raise ValueError(f"{value!s:.40} is no whole number")
     return value
+
+
+def identity(value: Any) -> int | str:
+    """The number or text by which records refer to each other; "7" and 7.0 are 7, "007" a text."""
+    if isinstance(value, str):
+        return whole(value) if NUMBER.fullmatch(value) else text(value)
+    try:
+        return whole(value)
+    except ValueError:
+        raise ValueError(f"{value!s:.40} is no id") from None
 
 
 def text(value: Any) -> str:
     """A name."""
     if not isinstance(value, str):
         raise ValueError(f"{value!s:.40} is no text")
+    value.encode()  # half of a character is no text
+    if "\0" in value:
+        raise ValueError("it holds a zero byte")
     return value
 
 
@@ -90,8 +124,10 @@ def pixels(value: Any) -> int:
 
 
 def flag(value: Any) -> bool:
-    """Yes or no, stored as a number or its text."""
-    return bool(int(value or 0))
+    """Yes or no, stored as a number or a word."""
+    if isinstance(value, str):
+        value = WORDS.get(value.strip().lower(), value)
+    return bool(float(value or 0))
 
 
 def area(value: Any) -> float | None:

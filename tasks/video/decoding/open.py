@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from data.decode import Cell, SampleError, read_image
-from data.folders import IMAGE_SUFFIXES
+from data.folders import IMAGE_SUFFIXES, entries
 from errors import UserError
 from tasks.video.decoding.base import Video, broken
 from tasks.video.decoding.pyav import PyavVideo
@@ -48,14 +48,18 @@ def open_video(cell: Cell | None, name: str, decoder: str = "auto") -> Video:
     """
     if not cell or (cell["path"] is None and cell["bytes"] is None):
         raise SampleError(f"{name} holds no video: add one, or remove the sample.")
-    if cell["bytes"] is None and Path(cell["path"]).is_dir():
-        return FrameFolder(Path(cell["path"]))
+    if cell["bytes"] is None:
+        path = Path(cell["path"])
+        if path.is_dir():
+            return FrameFolder(path)
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise SampleError(f"{name} is no regular file: replace it or remove it.")
     source = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
     video = PyavVideo(source, name)
     if decoder != "torchcodec" or video.kind not in EXACT_IN_TORCHCODEC:
         return video
     with video:
-        return TorchcodecVideo(cell, name, video.times)
+        return TorchcodecVideo(cell, name, video.times, video.stream.index)
 
 
 class FrameFolder(Video):
@@ -69,8 +73,8 @@ class FrameFolder(Video):
     """
 
     def __init__(self, folder: Path) -> None:
-        files = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        self.files = sorted((p for p in files if not p.name.startswith(".")), key=_by_numbers)
+        files = (path for path in entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
+        self.files = sorted(files, key=_by_numbers)
         if not self.files:
             raise SampleError(f"{folder} holds no frames: put image files into it, or remove it.")
         self.times = np.arange(len(self.files)) / FOLDER_RATE
@@ -93,18 +97,19 @@ class TorchcodecVideo(Video):
         cell: path or bytes.
         name: what messages call the video.
         times: ``PyavVideo.times`` of the file.
+        stream: index of the video stream in the file.
 
     Raises:
         SampleError: the file can't be decoded; the message names it.
         UserError: torchcodec can't be loaded.
     """
 
-    def __init__(self, cell: Cell, name: str, times: np.ndarray) -> None:
+    def __init__(self, cell: Cell, name: str, times: np.ndarray, stream: int) -> None:
         decoder = torchcodec_decoder()
         self.name, self.times = name, times
         source = cell["path"] if cell["bytes"] is None else cell["bytes"]
         try:
-            self.decoder = decoder(source, num_ffmpeg_threads=1)
+            self.decoder = decoder(source, stream_index=stream, num_ffmpeg_threads=1)
         except Exception as error:
             raise broken(name, error) from None
 

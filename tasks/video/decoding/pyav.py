@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import av
 import numpy as np
 import torch
+from av.stream import Disposition
 
 from data.decode import SampleError
 from tasks.video.decoding.base import Video, broken
@@ -33,6 +34,20 @@ UNREAD_METADATA = {"metadata_errors": "ignore"} if PYAV < 19 else {}
 # The threads with which PyAV 19 converts a frame don't live on in a forked process, which would
 # wait for them for ever; and a loader's workers are the parallelism.
 ONE_THREAD = {"threads": 1} if PYAV >= 18 else {}
+
+
+def playing_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The video that a player shows: neither a cover picture nor a stream beside it.
+
+    Of several it is FFmpeg's choice: the default one, the one with more frames, the better one.
+    """
+    found = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    longest = max((stream.frames for stream in found), default=0)
+    # Not every tool marks a cover; a header without numbers of frames says 0.
+    videos = [stream for stream in found if stream.frames != 1 or longest == 1]
+    best = container.streams.best("video")
+    same = [stream for stream in videos if best is not None and stream.index == best.index]
+    return next(iter(same or videos), None)
 
 
 class PyavVideo(Video):
@@ -72,10 +87,10 @@ class PyavVideo(Video):
         except (av.FFmpegError, OSError, ValueError) as error:
             raise broken(self.name, error) from None
         self.fresh = True
-        if not self.container.streams.video:
+        self.stream = playing_stream(self.container)
+        if self.stream is None:
             self.close()
             raise SampleError(f"{self.name} holds no video: replace it or remove it.")
-        self.stream = self.container.streams.video[0]
         self.stream.codec_context.thread_count = 1
 
     def _number_frames(self) -> None:
@@ -127,6 +142,8 @@ class PyavVideo(Video):
         stream = self.stream
         if not (stream.frames and stream.duration and stream.average_rate):
             return False
+        if stream.frames > self.container.size:
+            return False  # more frames than bytes, which a header may claim up to 2^31
         if stream.average_rate != stream.base_rate:
             return False  # the spacing varies
         expected = float(stream.duration * stream.time_base * stream.average_rate)

@@ -1,0 +1,91 @@
+"""Which files and folders below a folder are videos."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from data.faults import Faults
+from data.folders import IMAGE_SUFFIXES, Found, find_files
+
+VIDEOS = frozenset(
+    [
+        ".3g2",
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".divx",
+        ".f4v",
+        ".flv",
+        ".m2ts",
+        ".m2v",
+        ".m4v",
+        ".mjpeg",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".mxf",
+        ".ogv",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+        ".y4m",
+    ]
+)
+ANIMATED = (".gif", ".png", ".apng", ".webp")  # pictures that may be videos
+
+
+def find_videos(folder: Path, faults: Faults) -> Found:
+    """Video files and folders of frames below a folder, sorted, and the files that are neither.
+
+    A folder of images is a video, unless it is ``folder`` itself or there are videos in it or below
+    it, whose thumbnails the images are. Animated GIFs are video files.
+
+    Args:
+        folder: to search.
+        faults: gets what can't be read, and animations that can't be decoded as videos.
+    """
+    found = find_files(folder, faults, VIDEOS | IMAGE_SUFFIXES)
+    videos = [path for path in found.files if path.suffix.lower() in VIDEOS]
+    pictures: dict[Path, list[Path]] = {}
+    for path in found.files:
+        if path.suffix.lower() not in VIDEOS:
+            pictures.setdefault(path.parent, []).append(path)
+    clips = [path for files in pictures.values() for path in _animated_gifs(files)]
+    videos, known = videos + clips, set(clips)
+    around = {parent for path in videos for parent in path.parents}
+    left_out = list(found.left_out)
+    for place, files in pictures.items():
+        if place == folder or place in around:
+            left_out += [path for path in files if path not in known]
+            continue
+        animation = next((path for path in _firsts(files, ANIMATED[1:]) if _moves(path)), None)
+        if animation:
+            sentence = f"{animation} is an animation: save it as a video file or a GIF."
+            faults.add(animation, sentence)
+        videos.append(place)
+    return Found(sorted(videos), sorted(left_out))
+
+
+def _animated_gifs(files: list[Path]) -> list[Path]:
+    """The GIFs of a folder, if the first of them moves; else they are frames."""
+    gifs = [path for path in files if path.suffix.lower() == ".gif"]
+    return gifs if gifs and _moves(gifs[0]) else []
+
+
+def _firsts(files: list[Path], suffixes: Iterable[str]) -> list[Path]:
+    """The first file of each kind that there is; a folder of frames may hold thousands."""
+    firsts = (next((p for p in files if p.suffix.lower() == kind), None) for kind in suffixes)
+    return [path for path in firsts if path]
+
+
+def _moves(picture: Path) -> bool:
+    try:
+        with Image.open(picture) as image:
+            return getattr(image, "n_frames", 1) > 1
+    except Exception:  # of many types; a broken picture is reported when it is decoded
+        return False
