@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from torch.utils.data import default_collate
+
+from data.samples import stack_images
 
 ROUND = 8  # the number of boxes per image is a multiple of it, so that few shapes occur
 PADDING = -1  # label of a box that only fills a batch
@@ -20,8 +21,7 @@ def collate_train(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     longest = max(1, *(len(sample["labels"]) for sample in samples))
     slots = -(-longest // ROUND) * ROUND
     batch = {
-        # In a worker it stacks right into shared memory.
-        "image": default_collate([sample["image"] for sample in samples]),
+        "image": stack_images([sample["image"] for sample in samples]),
         "boxes": _padded([sample["boxes"] for sample in samples], slots, 0),
         "labels": _padded([sample["labels"] for sample in samples], slots, PADDING),
     }

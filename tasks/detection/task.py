@@ -76,8 +76,8 @@ class Detection(Task):
             if name in batch
         }
         image = moved["image"].to(self.dtype) / 255
-        if self.options.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
+        image = image.contiguous(memory_format=layout)
         return batch | moved | {"image": image, "boxes": moved["boxes"].to(self.dtype)}
 
     def losses(self, model: nn.Module, batch: Batch, denominators: dict[str, Tensor]) -> Losses:

@@ -113,8 +113,8 @@ class Segmentation(Task):
         image = batch["image"].to(self.device, non_blocking=True)
         mask = batch["mask"].to(self.device, non_blocking=True)
         image = (image.to(self.dtype) - self.mean) / self.std
-        if self.options.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
+        image = image.contiguous(memory_format=layout)
         return {"image": image, "mask": mask.long()}
 
     def denominators(self, batch: Batch) -> dict[str, Tensor]:
