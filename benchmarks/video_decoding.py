@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import av
@@ -56,11 +56,14 @@ def by_decoding_all(path: Path, clip: ClipOptions, place: float) -> torch.Tensor
     return F.resize(whole, [round(height * factor), round(width * factor)], antialias=True)
 
 
-def make_videos(folder: Path, each: int = 4, frames: int = 300) -> dict[str, list[Path]]:
-    """Ten-second videos of moving texture, by codec and container."""
+def make_videos(
+    folder: Path, each: int = 4, frames: int = 300, only: Sequence[str] = ()
+) -> dict[str, list[Path]]:
+    """Ten-second videos of moving texture, by codec and container; all kinds or some."""
     kinds = {"mpeg4.avi": {}, "mpeg4-b.avi": {"bf": "2"}, "mpeg4.mp4": {"bf": "2"}}
     if "libx264" in av.codecs_available:
         kinds |= {"libx264.mp4": {"preset": "veryfast"}, "libx264.mkv": {"preset": "veryfast"}}
+    kinds = {kind: kinds[kind] for kind in only or kinds}
     rng = np.random.default_rng(0)
     files = defaultdict(list)
     for number in range(each):

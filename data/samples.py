@@ -1,11 +1,13 @@
-"""What the samples of every task share: a reader of rows, and a data set over a reader."""
+"""What the samples of every task share: a reader of rows, a data set over it, and batching."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-from torch.utils.data import Dataset
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
 
 from data.decode import cell_name
 
@@ -73,3 +75,24 @@ class ReaderDataset(Dataset):
     def name(self, index: int) -> str:
         """The sample's file, or its number where there is no file."""
         return self.reader.name(index)
+
+
+def collate(samples: Sequence[dict[str, Any]], media: str) -> dict[str, Tensor]:
+    """Stack samples whose entries have one size each.
+
+    Args:
+        samples: dictionaries of tensors and numbers.
+        media: the entry of the images or clips, see ``stack_images``.
+    """
+    others = [{name: s[name] for name in s if name != media} for s in samples]
+    return {media: stack_images([s[media] for s in samples]), **default_collate(others)}
+
+
+def stack_images(images: Sequence[Tensor]) -> Tensor:
+    """Stack images, or clips, (..., 3, H, W), with the colours of a pixel side by side in memory.
+
+    Decoders store them so, and so the convolutions of a network in channels-last format take them:
+    copying is quick, and nothing has to be rearranged later.
+    """
+    # In a worker, default_collate stacks right into shared memory.
+    return default_collate([image.movedim(-3, -1) for image in images]).movedim(-1, -3)

@@ -16,6 +16,7 @@ from data import decode, synthetic
 from data.colors import FILL, ColorJitter
 from data.decode import SampleError, read_image, read_mask
 from data.masks import IGNORE, MaskRule, default_colors
+from data.samples import collate, stack_images
 from data.stream import SampleKey
 from errors import UserError
 from tasks.segmentation.check import survey
@@ -711,3 +712,16 @@ def test_unknown_data_set_lists_the_known():
 
 def test_sample_error_keeps_its_message():
     assert str(SampleError("a.jpg is bad.")) == "a.jpg is bad."
+
+
+def test_batches_hold_a_pixel_s_colours_side_by_side() -> None:
+    images = torch.randint(0, 256, (3, 3, 5, 7), dtype=torch.uint8)
+    stored = [images[0], images[1].movedim(0, -1).contiguous().movedim(-1, 0), images[2][:, :, :]]
+    batch = collate([{"image": image, "label": n} for n, image in enumerate(stored)], "image")
+    assert list(batch) == ["image", "label"]
+    assert torch.equal(batch["image"], images) and batch["label"].tolist() == [0, 1, 2]
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+    clips = torch.randint(0, 256, (2, 4, 3, 5, 7), dtype=torch.uint8)
+    stacked = stack_images(list(clips))
+    assert torch.equal(stacked, clips)
+    assert stacked.transpose(1, 2).is_contiguous(memory_format=torch.channels_last_3d)

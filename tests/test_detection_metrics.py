@@ -9,7 +9,8 @@ from faster_coco_eval import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tasks.detection.metrics import RECALLS, ImageRecord, average_precision
+from tasks.detection.metrics import RECALLS, average_precision
+from tasks.detection.records import Records
 
 CLASSES = ["cat", "dog", "never there"]
 SIZE = (240, 320)
@@ -31,7 +32,7 @@ def rle(box: np.ndarray) -> dict:
     }
 
 
-def record(rng: np.random.Generator, index: int) -> ImageRecord:
+def record(rng: np.random.Generator, index: int) -> Records:
     """Objects of all sizes, some crowds; detections near them, doubled, missed, wrong, made up."""
     count = int(rng.integers(0, 7)) if index else 0  # image 0 is empty
     wh = 8 * 2.0 ** rng.uniform(0, 4, (count, 2))
@@ -49,22 +50,24 @@ def record(rng: np.random.Generator, index: int) -> ImageRecord:
         "rles": [rle(box) for box in boxes],
     }
     scores = rng.uniform(size=len(found)) + np.r_[np.full(len(kept), 0.3), np.zeros(3)]
-    return ImageRecord(index, SIZE, truth, found, scores, guessed, [rle(box) for box in found])
+    rles = [rle(box) for box in found]
+    detections = {"boxes": found, "scores": scores, "labels": guessed, "rles": rles}
+    return Records.of_image(index, SIZE, truth, detections)
 
 
 @pytest.fixture(scope="module")
-def records() -> list[ImageRecord]:
+def records() -> list[Records]:
     rng = np.random.default_rng(3)
     return [record(rng, index) for index in range(40)]
 
 
-def reference(records: list[ImageRecord], iou_type: str) -> np.ndarray:
+def reference(records: list[Records], iou_type: str) -> np.ndarray:
     """pycocotools' twelve numbers, from a data set written out as its format says."""
     truth = COCO()
     annotations = [
         {
-            "id": 1000 * r.index + n + 1,
-            "image_id": r.index,
+            "id": 1000 * int(r.images[0]) + n + 1,
+            "image_id": int(r.images[0]),
             "bbox": r.truth["boxes"][n].tolist(),
             "category_id": int(r.truth["labels"][n]),
             "iscrowd": int(r.truth["iscrowd"][n]),
@@ -75,7 +78,7 @@ def reference(records: list[ImageRecord], iou_type: str) -> np.ndarray:
         for n in range(len(r.truth["labels"]))
     ]
     truth.dataset = {
-        "images": [{"id": r.index, "height": SIZE[0], "width": SIZE[1]} for r in records],
+        "images": [{"id": int(r.images[0]), "height": SIZE[0], "width": SIZE[1]} for r in records],
         "annotations": annotations,
         "categories": [{"id": n, "name": name} for n, name in enumerate(CLASSES)],
     }
@@ -83,17 +86,17 @@ def reference(records: list[ImageRecord], iou_type: str) -> np.ndarray:
         truth.createIndex()
         found = [
             {
-                "image_id": r.index,
-                "category_id": int(r.labels[n]),
-                "score": float(r.scores[n]),
+                "image_id": int(r.images[0]),
+                "category_id": int(r.found["labels"][n]),
+                "score": float(r.found["scores"][n]),
                 **(
-                    {"bbox": r.boxes[n].tolist()}
+                    {"bbox": r.found["boxes"][n].tolist()}
                     if iou_type == "bbox"
-                    else {"segmentation": r.rles[n]}
+                    else {"segmentation": r.found["rles"][n]}
                 ),
             }
             for r in records
-            for n in range(len(r.scores))
+            for n in range(len(r.found["scores"]))
         ]
         evaluation = COCOeval(truth, truth.loadRes(found), iou_type)
         evaluation.evaluate()
@@ -116,15 +119,19 @@ def test_it_is_pycocotools_score(records, iou_type) -> None:
     assert precision.mean() == pytest.approx(mine.ap50_per_class["cat"])
 
 
-def test_the_order_of_the_images_does_not_matter(records) -> None:
-    forwards, backwards = (average_precision(r, CLASSES) for r in (records, records[::-1]))
-    assert backwards.metrics == pytest.approx(forwards.metrics, abs=1e-12)
+def test_neither_the_order_of_the_images_nor_their_grouping_matters(records) -> None:
+    joined = [Records.joined(records[30:]), Records.joined(records[:30])]
+    orders = (records, records[::-1], joined)
+    first, *others = (average_precision(order, CLASSES, "segm").metrics for order in orders)
+    for other in others:
+        assert other == pytest.approx(first, abs=1e-12)
 
 
 def test_perfect_and_empty_detections(records) -> None:
-    def found(r: ImageRecord, keep: slice) -> ImageRecord:
-        boxes, labels = r.truth["boxes"][keep], r.truth["labels"][keep]
-        return ImageRecord(r.index, r.size, r.truth, boxes, np.ones(len(labels)), labels)
+    def found(r: Records, keep: slice) -> Records:
+        found = {name: r.truth[name][keep] for name in ("boxes", "labels")}
+        found["scores"] = np.ones(len(found["labels"]))
+        return Records.of_image(int(r.images[0]), SIZE, r.truth, found)
 
     perfect = average_precision([found(r, slice(None)) for r in records], CLASSES)
     assert perfect.metrics["ap"] == pytest.approx(1)

@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tasks.segmentation import metrics
 from tasks.segmentation.loss import (
     cross_entropy_sum,
     dice_sum,
     median_frequency_weights,
     weight_sum,
 )
-from tasks.segmentation.metrics import segmentation_metrics
+from tasks.segmentation.metrics import count_pixels, most_probable, segmentation_metrics
 
 
 @pytest.fixture
@@ -72,3 +73,29 @@ def test_metrics_leave_out_absent_classes() -> None:
             "iou/square": 0,
         }
     )
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("block", [1, 400, metrics.BLOCK])
+def test_pixels_are_counted_as_by_argmax_in_blocks_of_any_size(
+    batch, memory_format, block, monkeypatch
+) -> None:
+    monkeypatch.setattr(metrics, "BLOCK", block)
+    logits, target = batch
+    weight = torch.tensor([0.5, 1.0, 2.0, 0.0], dtype=torch.float64)
+    confusion, loss = count_pixels(logits.contiguous(memory_format=memory_format), target, weight)
+    wanted = torch.zeros(4, 4, dtype=torch.int64)
+    for truth, prediction in zip(target.flatten(), logits.argmax(1).flatten(), strict=True):
+        if truth != 255:
+            wanted[truth, prediction] += 1
+    assert torch.equal(confusion, wanted)
+    assert loss.dtype == torch.float64
+    assert torch.allclose(loss, cross_entropy_sum(logits, target, weight))
+
+
+def test_the_most_probable_class_is_argmax_s() -> None:
+    logits = torch.randint(0, 3, (2, 255, 5, 6)).float()  # of equal ones the first
+    logits[0, 7, 0, 0], logits[0, 3, 0, 1] = torch.inf, -torch.inf
+    assert torch.equal(most_probable(logits).long(), logits.argmax(1))
+    logits[:, 5] = torch.nan
+    assert most_probable(logits).max() < 255

@@ -5,11 +5,11 @@ from typing import Any
 
 import datasets
 import torch
-from torch.utils.data import default_collate
 from torchvision import tv_tensors
 
 from data.decode import SampleError, read_image
 from data.samples import ReaderDataset, RowReader
+from data.samples import collate as collate_samples
 from data.stream import SampleKey, sample_randomness
 from tasks.classification.mixing import Mixing
 
@@ -116,4 +116,4 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         {"image": uint8 (B, 3, H, W), "label": int64 (B,)}; of evaluation also "index": int64 (B,);
         with mixing also "label2": int64 (B,) and "mix": float64 (B,).
     """
-    return default_collate(samples)  # in a worker it stacks right into shared memory
+    return collate_samples(samples, "image")

@@ -90,8 +90,8 @@ class Classification(Task):
         """Image to float (B, 3, H, W) with scaled pixels, the rest as it is."""
         moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         image = (moved["image"].to(self.dtype) - self.mean) / self.std
-        if self.options.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
+        image = image.contiguous(memory_format=layout)
         return moved | {"image": image}
 
     def losses(self, model: nn.Module, batch: Batch, denominators: dict[str, Tensor]) -> Losses:

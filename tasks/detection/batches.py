@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from torch.utils.data import default_collate
+
+from data.samples import stack_images
 
 # The numbers of boxes per image, so that few shapes of batches occur: 8, 12, 16, 24, 32, 48, ...
 FEWEST = 8
@@ -20,8 +21,7 @@ def collate_train(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """
     slots = slots_for(max(len(sample["labels"]) for sample in samples))
     batch = {
-        # In a worker it stacks right into shared memory.
-        "image": default_collate([sample["image"] for sample in samples]),
+        "image": stack_images([sample["image"] for sample in samples]),
         "boxes": _padded([sample["boxes"] for sample in samples], slots, 0),
         "labels": _padded([sample["labels"] for sample in samples], slots, PADDING),
     }

@@ -10,34 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval import mask as coco_mask
+
+from data.collector import collector_paused
+from tasks.detection.records import Records
 
 SIZES = ("small", "medium", "large")
 LIMITS = (1, 10, 100)  # detections per image that COCO counts
 RECALLS = np.linspace(0, 1, 101)  # COCO measures precision at these
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """What is in an image and what was found in it, in the image's own pixels.
-
-    Attributes:
-        index: number of the image in the data set; every image occurs once.
-        size: (height, width).
-        truth: "boxes" (N, 4) as x, y, width, height, "labels" (N,), "iscrowd" (N,), "area" (N,),
-            and with masks "rles": a list of N compressed run lengths.
-        boxes: (M, 4) as x, y, width, height.
-        scores: (M,).
-        labels: (M,).
-        rles: with masks, M compressed run lengths.
-    """
-
-    index: int
-    size: tuple[int, int]
-    truth: dict[str, Any]
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    rles: list[dict] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +38,9 @@ class Precision:
     curves: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+@collector_paused()
 def average_precision(
-    records: Sequence[ImageRecord],
+    records: Sequence[Records],
     classes: Sequence[str],
     iou_type: Literal["bbox", "segm"] = "bbox",
 ) -> Precision:
@@ -68,15 +49,17 @@ def average_precision(
     As in pycocotools, crowds needn't be found and detections in them are not counted as wrong, and
     a class without an object counts in no mean.
 
-    Attributes:
-        records: one for each image, in any order.
+    Args:
+        records: of the images, in any order.
         classes: name of each class id.
         iou_type: "bbox", or "segm" for masks.
     """
-    truth = _truth(records, classes, iou_type)
-    if not any(not annotation["iscrowd"] for annotation in truth.dataset["annotations"]):
+    if all(record.truth["iscrowd"].all() for record in records):
         return Precision({"ap": 0.0, "ap50": 0.0})  # nothing to find
-    found = truth.loadRes(_detections(records, iou_type))
+    joined = Records.joined(records)
+    truth, found = (
+        _data_set(joined, part, classes, iou_type) for part in (joined.truth, joined.found)
+    )
     evaluation = COCOeval_faster(truth, found, iou_type)
     evaluation.params.maxDets, evaluation.params.recThrs = list(LIMITS), RECALLS
     evaluation.evaluate()
@@ -106,39 +89,31 @@ def _mean(values: np.ndarray) -> float:
     return float(values[values > -1].mean())
 
 
-def _truth(records: Sequence[ImageRecord], classes: Sequence[str], iou_type: str) -> COCO:
-    annotations = []
-    for record in records:
-        truth = record.truth
-        columns = ("boxes", "labels", "iscrowd", "area")
-        rows = zip(*(np.asarray(truth[name]).tolist() for name in columns), strict=True)
-        for number, (box, label, crowd, area) in enumerate(rows):
-            annotation = {
-                # From 1, since the evaluator takes an id of 0 for no match.
-                "id": len(annotations) + 1,
-                "image_id": record.index,
-                "bbox": box,
-                "category_id": label,
-                "iscrowd": crowd,
-                "area": area,
-            }
-            if iou_type == "segm":
-                annotation["segmentation"] = truth["rles"][number]
-            annotations.append(annotation)
-    images = [{"id": r.index, "height": r.size[0], "width": r.size[1]} for r in records]
+def _data_set(
+    records: Records, objects: dict[str, Any], classes: Sequence[str], iou_type: str
+) -> COCO:
+    """The truth or the detections of all images as the evaluator takes them."""
+    columns = {
+        # From 1, since the evaluator takes an id of 0 for no match.
+        "id": range(1, len(objects["labels"]) + 1),
+        "image_id": objects["image"].tolist(),
+        "category_id": objects["labels"].tolist(),
+        "bbox": objects["boxes"].tolist(),
+    }
+    if iou_type == "segm":
+        columns["segmentation"] = objects["rles"]
+    if "scores" in objects:
+        masks = iou_type == "segm" and len(objects["rles"])
+        area = coco_mask.area(objects["rles"]) if masks else objects["boxes"][:, 2:].prod(1)
+        columns |= {"score": objects["scores"].tolist(), "iscrowd": [0] * len(area)}
+    else:
+        area = objects["area"]
+        columns["iscrowd"] = objects["iscrowd"].tolist()
+    columns["area"] = area.tolist()
+    names = tuple(columns)
+    rows = zip(*columns.values(), strict=True)
+    annotations = [dict(zip(names, row, strict=True)) for row in rows]
+    sizes = zip(records.images.tolist(), *records.sizes.T.tolist(), strict=True)
+    images = [{"id": number, "height": height, "width": width} for number, height, width in sizes]
     categories = [{"id": number, "name": name} for number, name in enumerate(classes)]
     return COCO({"images": images, "annotations": annotations, "categories": categories})
-
-
-def _detections(records: Sequence[ImageRecord], iou_type: str) -> list[dict[str, Any]]:
-    found = []
-    for record in records:
-        columns = (record.boxes.tolist(), record.scores.tolist(), record.labels.tolist())
-        for number, (box, score, label) in enumerate(zip(*columns, strict=True)):
-            detection = {"image_id": record.index, "category_id": label, "score": score}
-            if iou_type == "segm":
-                detection["segmentation"] = record.rles[number]
-            else:
-                detection["bbox"] = box
-            found.append(detection)
-    return found

@@ -17,8 +17,9 @@ from tasks.detection.dataset import EvalDataset, Reader, TrainDataset
 from tasks.detection.figures import detection_panel, pr_curves_figure, with_crowds
 from tasks.detection.geometry import to_original
 from tasks.detection.loss import yolo_losses
-from tasks.detection.metrics import ImageRecord, Precision, average_precision
+from tasks.detection.metrics import Precision, average_precision
 from tasks.detection.options import DetectionOptions
+from tasks.detection.records import Records
 from tasks.detection.rows import DetectionData
 from tasks.detection.transforms import EvalTransform, TrainTransform
 
@@ -75,8 +76,8 @@ class Detection(Task):
             if name in batch
         }
         image = moved["image"].to(self.dtype) / 255
-        if self.options.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
+        image = image.contiguous(memory_format=layout)
         return batch | moved | {"image": image, "boxes": moved["boxes"].to(self.dtype)}
 
     def losses(self, model: nn.Module, batch: Batch, denominators: dict[str, Tensor]) -> Losses:
@@ -106,28 +107,21 @@ class Detection(Task):
             by_positives = model.divides_by == "positives"
             sums["denominator"] += losses.positives if by_positives else len(batch["image"])
             records += [self._record(batch, *each) for each in enumerate(on_cpu(found))]
-        return Tally(sums, records)
+        return Tally(sums, [Records.joined(records)] if records else [])
 
-    def _record(self, batch: dict[str, Any], number: int, found: dict[str, Tensor]) -> ImageRecord:
+    def _record(self, batch: dict[str, Any], number: int, found: dict[str, Tensor]) -> Records:
         """What was found in one image of a batch, in the pixels of the original image."""
         meta = {name: batch[name][number] for name in ("size", "scale", "offset")}
         boxes = to_original(found["boxes"], meta)
-        rles = None
+        columns = {"labels": found["labels"], "scores": found["scores"].double()}
         if "masks" in found:
             pairs = zip(found["masks"].cpu(), boxes, strict=True)
-            rles = [instance_masks.encode_original(mask, box, meta) for mask, box in pairs]
+            columns["rles"] = [instance_masks.encode_original(m, box, meta) for m, box in pairs]
         boxes[:, 2:] -= boxes[:, :2]
-        return ImageRecord(
-            index=int(batch["index"][number]),
-            size=tuple(meta["size"].tolist()),
-            truth=batch["truth"][number],
-            boxes=boxes.numpy(),
-            scores=found["scores"].double().numpy(),
-            labels=found["labels"].numpy(),
-            rles=rles,
-        )
+        index, size = int(batch["index"][number]), tuple(meta["size"].tolist())
+        return Records.of_image(index, size, batch["truth"][number], columns | {"boxes": boxes})
 
-    def score(self, sums: dict[str, Tensor], records: list[ImageRecord]) -> Evaluation:
+    def score(self, sums: dict[str, Tensor], records: list[Records]) -> Evaluation:
         """COCO's average precision and recall, also per class and of masks; the loss."""
         classes = self.data.classes
         precision = average_precision(records, classes)

@@ -5,12 +5,11 @@ from typing import Any
 
 import datasets
 import torch
-from torch.utils.data import default_collate
 from torchvision import tv_tensors
 
 from data.decode import SampleError, cell_name, read_image, read_mask
 from data.masks import MaskRule, UnknownValueError
-from data.samples import ReaderDataset, RowReader
+from data.samples import ReaderDataset, RowReader, collate
 from data.stream import SampleKey, sample_randomness
 from tasks.segmentation.outlines import draw_mask, drawing_of
 
@@ -135,7 +134,7 @@ def collate_train(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Ten
     Returns:
         {"image": uint8 (B, 3, H, W), "mask": uint8 (B, H, W)}.
     """
-    return default_collate(samples)  # in a worker, it stacks directly into shared memory
+    return collate(samples, "image")
 
 
 def collate_eval(samples: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
@@ -149,4 +148,4 @@ def collate_eval(samples: list[dict[str, torch.Tensor]]) -> list[dict[str, torch
     groups: dict[tuple, list[dict[str, torch.Tensor]]] = {}
     for sample in samples:
         groups.setdefault((sample["image"].shape, sample["mask"].shape), []).append(sample)
-    return [default_collate(group) for group in groups.values()]
+    return [collate(group, "image") for group in groups.values()]

@@ -5,9 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from data.masks import IGNORE
 from data.pixels import IMAGENET
 from engine.loaders import count_workers
 from engine.plan import Plan
@@ -30,7 +28,7 @@ from tasks.segmentation.loss import (
     median_frequency_weights,
     weight_sum,
 )
-from tasks.segmentation.metrics import segmentation_metrics
+from tasks.segmentation.metrics import count_pixels, segmentation_metrics
 from tasks.segmentation.options import SegmentationOptions
 from tasks.segmentation.sources import SegmentationData
 from tasks.segmentation.transforms import eval_transform, train_transform
@@ -115,8 +113,8 @@ class Segmentation(Task):
         image = batch["image"].to(self.device, non_blocking=True)
         mask = batch["mask"].to(self.device, non_blocking=True)
         image = (image.to(self.dtype) - self.mean) / self.std
-        if self.options.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
+        image = image.contiguous(memory_format=layout)
         return {"image": image, "mask": mask.long()}
 
     def denominators(self, batch: Batch) -> dict[str, Tensor]:
@@ -127,21 +125,13 @@ class Segmentation(Task):
         """Cross entropy per pixel, Dice per image, and the auxiliary head's cross entropy."""
         outputs, mask = model(batch["image"]), batch["mask"]
         pixels = denominators["pixels"].clamp(min=TINY)
-        sums = self._loss_sums(outputs["out"], mask)
-        parts = {"ce": sums["ce"] / pixels}
-        if "dice" in sums:
-            parts["dice"] = sums["dice"] / denominators["images"]
+        parts = {"ce": cross_entropy_sum(outputs["out"], mask, self.class_weights) / pixels}
+        if self.options.loss == "ce_dice":
+            parts["dice"] = dice_sum(outputs["out"], mask) / denominators["images"]
         if "aux" in outputs:
             aux = cross_entropy_sum(outputs["aux"], mask, self.class_weights)
             parts["aux"] = self.options.aux_loss * aux / pixels
         return Losses(parts)
-
-    def _loss_sums(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Cross entropy summed over pixels, and Dice over images where it is asked for."""
-        sums = {"ce": cross_entropy_sum(logits, mask, self.class_weights)}
-        if self.options.loss == "ce_dice":
-            sums["dice"] = dice_sum(logits, mask)
-        return sums
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits (B, K, H, W) at the resolution of the mask."""
@@ -158,14 +148,14 @@ class Segmentation(Task):
         sums = {"confusion": zero.expand(classes, classes).clone()}
         sums |= {name: zero.clone() for name in ("ce", "dice", "pixels", "images")}
         for batch in (self.to_device(group) for groups in batches for group in groups):
-            logits = self.predict(model, batch)
-            for name, value in self._loss_sums(logits, batch["mask"]).items():
-                sums[name] += value
+            logits, mask = self.predict(model, batch), batch["mask"]
+            confusion, cross_entropy = count_pixels(logits, mask, self.class_weights)
+            sums["confusion"] += confusion
+            sums["ce"] += cross_entropy
+            if self.options.loss == "ce_dice":
+                sums["dice"] += dice_sum(logits, mask)
             sums["pixels"] += self.denominators(batch)["pixels"]
-            sums["images"] += len(batch["mask"])
-            sums["confusion"] += multiclass_confusion_matrix(
-                logits.argmax(1), batch["mask"], classes, ignore_index=IGNORE, validate_args=False
-            )
+            sums["images"] += len(mask)
         return Tally(sums)
 
     def score(self, sums: dict[str, Tensor], records: list) -> Evaluation:

@@ -8,11 +8,11 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from torch.utils.data import default_collate
 from torchvision import tv_tensors
 
 from data.decode import SampleError
 from data.samples import ReaderDataset, RowReader
+from data.samples import collate as collate_samples
 from data.stream import SampleKey, sample_randomness
 from tasks.video.clips import ClipOptions, clip_numbers, is_short, segment
 from tasks.video.decoding.base import Video
@@ -178,4 +178,4 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         {"video": uint8 (B, T, 3, H, W), "label": int64 (B,), "looped": bool (B,)}; of evaluation
         {"video": uint8 (B, clips x windows, T, 3, H, W), "label": int64 (B,)}.
     """
-    return default_collate(samples)  # in a worker it stacks right into shared memory
+    return collate_samples(samples, "video")

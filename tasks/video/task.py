@@ -75,8 +75,9 @@ class VideoClassification(Task):
         moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         clips = moved["video"].flatten(0, -5).transpose(1, 2)
         clips = clips.to(self.dtype).sub_(self.mean).div_(self.std)  # in place: clips are large
-        if self.options.channels_last:
-            clips = clips.contiguous(memory_format=torch.channels_last_3d)
+        channels_last = self.options.channels_last
+        layout = torch.channels_last_3d if channels_last else torch.contiguous_format
+        clips = clips.contiguous(memory_format=layout)
         return moved | {"video": clips}
 
     def losses(self, model: nn.Module, batch: Batch, denominators: dict[str, Tensor]) -> Losses:

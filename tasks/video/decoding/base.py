@@ -9,6 +9,7 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from data.decode import SampleError
+from data.samples import stack_images
 
 
 class Video(ABC):
@@ -57,7 +58,7 @@ class Video(ABC):
                 size = [max(1, round(height * factor)), max(1, round(width * factor))]
             # The first frame's size for all: a clip has one size, also where the video's changes.
             frames.append(F.resize(frame, size, antialias=True))
-        return torch.stack(frames)[torch.from_numpy(order)]
+        return stack_images([frames[number] for number in order])
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
         """Free the file and the decoder."""

@@ -224,7 +224,8 @@ class PyavVideo(Video):
         if frame.is_corrupt:
             raise broken(self.name, f"the frame at {frame.time:.2f} seconds is damaged")
         pixels = torch.from_numpy(frame.to_ndarray(format="rgb24", **ONE_THREAD)).permute(2, 0, 1)
-        return torch.rot90(pixels, round(frame.rotation / 90) % 4, (1, 2))
+        turns = round(frame.rotation / 90) % 4
+        return torch.rot90(pixels, turns, (1, 2)) if turns else pixels  # rot90 always copies
 
     def close(self) -> None:
         """Close the file and free the decoder's buffers."""
