@@ -48,10 +48,13 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def weights_bytes(state_dict: dict[str, torch.Tensor]) -> bytes:
-    """A state dict as the content of a safetensors file."""
+def weights_bytes(
+    state_dict: dict[str, torch.Tensor], header: dict[str, str] | None = None
+) -> bytes:
+    """A state dict as the content of a safetensors file, with entries for its header."""
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
-    return save({k: v.detach().cpu().contiguous().clone() for k, v in state_dict.items()})
+    copies = {k: v.detach().cpu().contiguous().clone() for k, v in state_dict.items()}
+    return save(copies, header)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:

@@ -10,8 +10,10 @@ import textwrap
 import types
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from engine.about import read_about
 from engine.options import GROUPS, CommonOptions, default_of
 from errors import UserError
+from models.find_weights import NAMED_WEIGHTS, find_weights
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -50,13 +52,42 @@ def parse(options_class: type[Options], description: str, args: list[str] | None
     words = _join_lists(words, options_class)
     _check_config_files(words)
     try:
-        values = parser.parse_args(words)
+        values = _with_those_of_weights(parser, words, options_class)
     except (jsonargparse.ArgumentError, yaml.YAMLError, ValueError, TypeError) as error:
         raise UserError(_explain(error, options_class, script)) from None
     values.pop("config", None)
     options = options_class(**vars(values))
     options.check()
     return options
+
+
+def _with_those_of_weights(
+    parser: "jsonargparse.ArgumentParser", words: list[str], options_class: type[CommonOptions]
+) -> Any:
+    """The parsed values; without ``--model``, the model is the one that ``--weights`` names.
+
+    With it come the other options of the model and its evaluation that are left out.
+    """
+    values = parser.parse_args(words)
+    weights = getattr(values, "weights", "none")
+    if not options_class.task or weights in NAMED_WEIGHTS:
+        return values
+    about = read_about(find_weights(weights))
+    if about is None or about.task != options_class.task:
+        return values
+    parser.set_defaults({"model": ""})
+    if parser.parse_args(words).model:
+        return values
+    own = {field.name: field.metadata["group"] for field in dataclasses.fields(options_class)}
+    named = {
+        name: value
+        for name, value in about.options.items()
+        if own.get(name) in ("model", "evaluation and files")
+    }
+    parser.set_defaults(named)
+    shown = " ".join(f"--{k} {_shown(v)}" for k, v in named.items() if v is not None)
+    print(f"As {weights} says, where nothing else is given: {shown}")
+    return parser.parse_args(words)
 
 
 def help_text(options_class: type[CommonOptions], description: str, script: str) -> str:

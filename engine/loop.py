@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from data.stream import SampleStream
+from engine.about import About
 from engine.checkpoint import weights_bytes
 from engine.collectives import from_main_process, sum_over_processes
 from engine.launch import close
@@ -140,6 +141,10 @@ class Loop(ABC):
     @abstractmethod
     def _figures(self, details: Any) -> dict[str, Tensor]:
         """The figures of an evaluation (main process)."""
+
+    @abstractmethod
+    def _about(self) -> About:
+        """What the best weights have to say about themselves (main process)."""
 
     @abstractmethod
     def _summary(self) -> dict[str, Any]:
@@ -286,7 +291,8 @@ class Loop(ABC):
             progress.best = {"step": progress.step, **metrics}
             weights = self.state.evaluated_weights()
             if self.folder and not self.options.eval_only:
-                write_atomically(self.path / "best.safetensors", weights_bytes(weights))
+                content = weights_bytes(weights, self._about().to_header())
+                write_atomically(self.path / "best.safetensors", content)
         return 0
 
     def _save(self) -> None:

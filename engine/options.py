@@ -8,7 +8,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from errors import UserError
 
@@ -98,6 +98,8 @@ def default_of(field: dataclasses.Field) -> Any:
 class CommonOptions:
     """The options of every script."""
 
+    task: ClassVar[str] = ""
+
     dataset: str = data_option("synthetic", "data source; docs/data.md lists them")
     data_dir: str | None = data_option(None, "folder of the data set", resume="free")
     limit_train: int = data_option(
@@ -118,7 +120,7 @@ class CommonOptions:
     model: str = model_option("", "model name; docs/models.md lists them")
     weights: str = model_option(
         "none",
-        "none, default (pretrained, downloaded), backbone (only the backbone pretrained) or a file",
+        "none, default (pretrained), backbone (its part alone), a file, a run's folder or hub:NAME",
     )
     double: bool = model_option(False, "compute in float64, to compare runs beyond rounding")
     deterministic: bool = model_option(

@@ -18,6 +18,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from engine.about import About
 from engine.evaluation import Evaluator
 from engine.loaders import Loading, count_workers, train_batches
 from engine.loop import Loop
@@ -165,6 +166,10 @@ class Trainer(Loop):
     def _figures(self, details: Any) -> dict[str, Tensor]:
         with self.evaluator.inference(self.state.evaluated_model):
             return self.task.figures(self.state.evaluated_model, details)
+
+    def _about(self) -> About:
+        model, done = self.state.evaluated_model, self.state.progress
+        return self.task.inference.about(model, self.norm.kind, done.step, done.metrics)
 
     def _summary(self) -> dict[str, Any]:
         norm = {

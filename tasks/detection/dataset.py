@@ -90,6 +90,15 @@ def targets(image: torch.Tensor, truth: Truth) -> Sample:
     return sample
 
 
+def no_objects(image: torch.Tensor) -> Sample:
+    """A picture of which nothing is known, as a sample for the transforms."""
+    return {
+        "image": tv_tensors.Image(image),
+        "boxes": boxes_like(torch.zeros(0, 4), tuple(image.shape[1:])),
+        "labels": torch.zeros(0, dtype=torch.int64),
+    }
+
+
 class TrainDataset(ReaderDataset):
     """Augmented samples; a sample's random state is its own.
 

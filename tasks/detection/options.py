@@ -1,7 +1,7 @@
 """The options of detection."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from engine.options import (
     SHARE,
@@ -21,6 +21,8 @@ WITHOUT_MASKS = ("voc", "hub")  # data sources whose objects have boxes alone
 @dataclass
 class DetectionOptions(TrainingOptions):
     """Options of detection, beside those of every script."""
+
+    task: ClassVar[str] = "detection"
 
     class_names: str | list[str] | None = data_option(
         None,

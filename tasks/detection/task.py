@@ -7,20 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from engine.plan import Plan
-from engine.task import Batch, Evaluation, Losses, Tally, Task, compute_dtype, evenly_spaced_samples
+from engine.task import Batch, Evaluation, Losses, Tally, Task, evenly_spaced_samples
 from figures.sheet import contact_sheet
-from models.detection import build_detection_model
 from models.detector_interface import on_cpu
-from tasks.detection import instance_masks
 from tasks.detection.batches import collate_eval, collate_train
 from tasks.detection.dataset import EvalDataset, Reader, TrainDataset
 from tasks.detection.figures import detection_panel, pr_curves_figure, with_crowds
-from tasks.detection.geometry import to_original
-from tasks.detection.loss import yolo_losses
+from tasks.detection.inference import DetectionInference, DetectionResult
 from tasks.detection.metrics import ImageRecord, Precision, average_precision
 from tasks.detection.options import DetectionOptions
 from tasks.detection.rows import DetectionData
-from tasks.detection.transforms import EvalTransform, TrainTransform
+from tasks.detection.transforms import TrainTransform
 
 
 class Detection(Task):
@@ -42,30 +39,19 @@ class Detection(Task):
         self, options: DetectionOptions, data: DetectionData, plan: Plan, device: torch.device
     ) -> None:
         self.options, self.data, self.device = options, data, device
+        self.inference = DetectionInference(options, data.classes, data.colors, device)
         mosaic_until = round(plan.total_samples * (1 - options.close_mosaic))
         augment = TrainTransform(options, mosaic_until)
         masks = options.has_masks
         reader = Reader(data.train, options.needs_masks)
         self.train_data = TrainDataset(reader, augment, options.seed, masks)
-        letterbox = EvalTransform(tuple(options.image_size))
-        self.val_data = EvalDataset(Reader(data.val, masks), letterbox, masks)
+        self.val_data = EvalDataset(Reader(data.val, masks), self.inference.letterbox, masks)
         self.identity = {"classes": data.classes}
-        self.dtype = compute_dtype(options.double)
+        self.dtype = self.inference.dtype
 
     def build_model(self) -> nn.Module:
         """The network; models/detector_interface.py says what goes in and comes out."""
-        options = self.options
-        return build_detection_model(
-            options.model,
-            len(self.data.classes),
-            backbone=options.backbone,
-            weights=options.weights,
-            trainable_layers=options.trainable_layers,
-            image_size=tuple(options.image_size),
-            class_names=self.data.classes,
-            yolo_loss=yolo_losses,
-            max_detections=options.max_detections,
-        )
+        return self.inference.build_model(self.options.weights)
 
     def to_device(self, batch: dict[str, Any]) -> Batch:
         """Image to float (B, 3, H, W) from 0 to 1, targets as they are; the truth isn't moved."""
@@ -74,9 +60,7 @@ class Detection(Task):
             for name in ("image", "boxes", "labels", "masks")
             if name in batch
         }
-        image = moved["image"].to(self.dtype) / 255
-        if self.options.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
+        image = self.inference.scaled(moved["image"])
         return batch | moved | {"image": image, "boxes": moved["boxes"].to(self.dtype)}
 
     def losses(self, model: nn.Module, batch: Batch, denominators: dict[str, Tensor]) -> Losses:
@@ -105,27 +89,13 @@ class Detection(Task):
             sums["loss"] += sum(losses.parts.values())
             by_positives = model.divides_by == "positives"
             sums["denominator"] += losses.positives if by_positives else len(batch["image"])
-            records += [self._record(batch, *each) for each in enumerate(on_cpu(found))]
+            records += map(
+                image_record,
+                batch["index"].tolist(),
+                batch["truth"],
+                self.inference.in_original(found, _metas(batch)),
+            )
         return Tally(sums, records)
-
-    def _record(self, batch: dict[str, Any], number: int, found: dict[str, Tensor]) -> ImageRecord:
-        """What was found in one image of a batch, in the pixels of the original image."""
-        meta = {name: batch[name][number] for name in ("size", "scale", "offset")}
-        boxes = to_original(found["boxes"], meta)
-        rles = None
-        if "masks" in found:
-            pairs = zip(found["masks"].cpu(), boxes, strict=True)
-            rles = [instance_masks.encode_original(mask, box, meta) for mask, box in pairs]
-        boxes[:, 2:] -= boxes[:, :2]
-        return ImageRecord(
-            index=int(batch["index"][number]),
-            size=tuple(meta["size"].tolist()),
-            truth=batch["truth"][number],
-            boxes=boxes.numpy(),
-            scores=found["scores"].double().numpy(),
-            labels=found["labels"].numpy(),
-            rles=rles,
-        )
 
     def score(self, sums: dict[str, Tensor], records: list[ImageRecord]) -> Evaluation:
         """COCO's average precision and recall, also per class and of masks; the loss."""
@@ -161,6 +131,25 @@ class Detection(Task):
                 detection_panel(sample["image"], with_crowds(sample), found, *names, score)
             )
         return figures | ({"predictions": contact_sheet(panels, *names)} if panels else {})
+
+
+def image_record(index: int, truth: dict[str, Any], found: DetectionResult) -> ImageRecord:
+    """What is in an image and what was found in it, for ``average_precision``."""
+    return ImageRecord(
+        index=index,
+        size=found.size,
+        truth=truth,
+        boxes=found.xywh.numpy(),
+        scores=found.scores.double().numpy(),
+        labels=found.labels.numpy(),
+        rles=found.rles,
+    )
+
+
+def _metas(batch: dict[str, Any]) -> list[dict[str, Tensor]]:
+    """Of each image of a batch, what leads from its letterbox back to it."""
+    names = ("size", "scale", "offset")
+    return [dict(zip(names, each)) for each in zip(*(batch[name] for name in names))]
 
 
 def _targets(batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The options of segmentation."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from engine.options import (
     SHARE,
@@ -22,6 +22,8 @@ WEIGHTINGS = ("none", "median_frequency")
 @dataclass
 class SegmentationOptions(TrainingOptions):
     """Options of segmentation, beside those of every script."""
+
+    task: ClassVar[str] = "segmentation"
 
     class_names: str | list[str] | None = data_option(
         None, "class names in order, or a file of them", datasets=("folder", "hub"), resume="free"

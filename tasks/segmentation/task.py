@@ -4,17 +4,14 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from data.masks import IGNORE
-from data.pixels import IMAGENET
 from engine.loaders import count_workers
 from engine.plan import Plan
-from engine.task import Batch, Evaluation, Losses, Tally, Task, compute_dtype, evenly_spaced_samples
+from engine.task import Batch, Evaluation, Losses, Tally, Task, evenly_spaced_samples
 from errors import UserError
 from figures.sheet import contact_sheet
-from models.segmentation import build_segmentation_model
 from tasks.segmentation.check import survey
 from tasks.segmentation.dataset import (
     EvalDataset,
@@ -24,6 +21,7 @@ from tasks.segmentation.dataset import (
     collate_train,
 )
 from tasks.segmentation.figures import segmentation_panel
+from tasks.segmentation.inference import SegmentationInference
 from tasks.segmentation.loss import (
     cross_entropy_sum,
     dice_sum,
@@ -33,7 +31,7 @@ from tasks.segmentation.loss import (
 from tasks.segmentation.metrics import segmentation_metrics
 from tasks.segmentation.options import SegmentationOptions
 from tasks.segmentation.sources import SegmentationData
-from tasks.segmentation.transforms import eval_transform, train_transform
+from tasks.segmentation.transforms import train_transform
 
 # The denominator of the loss if every pixel is ignored: the loss is then 0.
 TINY = 1e-12
@@ -65,6 +63,7 @@ class Segmentation(Task):
         device: torch.device,
     ) -> None:
         self.options, self.data, self.device = options, data, device
+        self.inference = SegmentationInference(options, data.classes, data.colors, device)
         reader = Reader(data.train, data.rule)
         augment = train_transform(
             crop_size=tuple(options.crop_size),
@@ -73,11 +72,9 @@ class Segmentation(Task):
             color_jitter=tuple(options.color_jitter),
         )
         self.train_data = TrainDataset(reader, augment, options.seed)
-        resize = eval_transform(options.eval_size)
-        self.val_data = EvalDataset(Reader(data.val, data.rule), resize)
+        self.val_data = EvalDataset(Reader(data.val, data.rule), self.inference.resize)
         self.identity = {"classes": data.classes}
-        self.dtype = compute_dtype(options.double)
-        self.mean, self.std = IMAGENET.of_bytes(self.dtype, device, dims=2)
+        self.dtype = self.inference.dtype
         self.class_weights = self._class_weights(reader)
 
     def _class_weights(self, reader: Reader) -> Tensor | None:
@@ -102,22 +99,13 @@ class Segmentation(Task):
 
         With an auxiliary head, it also returns {"aux": logits (B, K, H, W)} in training.
         """
-        return build_segmentation_model(
-            self.options.model,
-            len(self.data.classes),
-            backbone=self.options.backbone,
-            weights=self.options.weights,
-            aux_loss=self.options.aux_loss > 0,
-        )
+        return self.inference.build_model(self.options.weights)
 
     def to_device(self, batch: dict[str, Tensor]) -> Batch:
         """Images to float (B, 3, H, W) with scaled pixels, masks to int64 (B, H, W)."""
         image = batch["image"].to(self.device, non_blocking=True)
         mask = batch["mask"].to(self.device, non_blocking=True)
-        image = (image.to(self.dtype) - self.mean) / self.std
-        if self.options.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
-        return {"image": image, "mask": mask.long()}
+        return {"image": self.inference.scaled(image), "mask": mask.long()}
 
     def denominators(self, batch: Batch) -> dict[str, Tensor]:
         """The number of pixels that are not ignored, each times the weight of its class."""
@@ -145,11 +133,7 @@ class Segmentation(Task):
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits (B, K, H, W) at the resolution of the mask."""
-        logits = model(batch["image"])["out"].to(self.dtype)
-        size = batch["mask"].shape[-2:]
-        if logits.shape[-2:] != size:
-            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-        return logits
+        return self.inference.logits(model, batch["image"], batch["mask"].shape[-2:])
 
     def evaluate(self, model: nn.Module, batches: Iterator[list[dict[str, Tensor]]]) -> Tally:
         """The confusion matrix (K, K), truth against prediction, the losses and denominators."""

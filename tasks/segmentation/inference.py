@@ -1,0 +1,103 @@
+"""From a picture to a class for every pixel: what evaluation, figures and prediction share."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data.pixels import IMAGENET, PixelScaling
+from engine.inference import Inference
+from models.segmentation import build_segmentation_model
+from tasks.segmentation.transforms import eval_transform
+
+
+@dataclass(frozen=True)
+class SegmentationResult:
+    """A class for every pixel of a picture.
+
+    Attributes:
+        mask: uint8 (H, W) class ids, at the picture's own resolution.
+        classes: name of each class id.
+    """
+
+    mask: Tensor
+    classes: list[str]
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """The share of the picture that each class covers, the largest first."""
+        pixels = self.mask.flatten().bincount(minlength=len(self.classes)).tolist()
+        shares = {name: n / max(1, sum(pixels)) for name, n in zip(self.classes, pixels) if n}
+        return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+    @property
+    def names(self) -> list[str]:
+        """The classes that occur, the largest first."""
+        return list(self.shares)
+
+
+class SegmentationInference(Inference):
+    """Segmentation without its data."""
+
+    task = "segmentation"
+    saved = ("model", "backbone", "aux_loss", "eval_size", "hflip", "scale_range")
+
+    def usual_scaling(self) -> PixelScaling:
+        """ImageNet's, for every model."""
+        return IMAGENET
+
+    def build_model(self, weights: str = "none") -> nn.Module:
+        """The network, which maps images (B, 3, H, W) to {"out": logits (B, K, H, W)}.
+
+        With an auxiliary head, it also returns {"aux": logits (B, K, H, W)} in training.
+        """
+        return build_segmentation_model(
+            self.options.model,
+            len(self.classes),
+            backbone=self.options.backbone,
+            weights=weights,
+            aux_loss=self.options.aux_loss > 0,
+        )
+
+    @cached_property
+    def resize(self) -> Any:
+        """The transform of a picture (3, H, W) before the network sees it."""
+        return eval_transform(self.options.eval_size)
+
+    def prepare(self, media: Tensor) -> dict[str, Any]:
+        """{"image": uint8 (3, h, w), "size": (H, W) of the picture}."""
+        return {"image": self.resize(media), "size": tuple(media.shape[-2:])}
+
+    def shape_of(self, sample: dict[str, Any]) -> Hashable:
+        """The size of the resized picture and of the result."""
+        return tuple(sample["image"].shape), sample["size"]
+
+    @cached_property
+    def _constants(self) -> tuple[Tensor, Tensor]:
+        return self.scaling.of_bytes(self.dtype, self.device, dims=2)
+
+    def scaled(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) → float, with scaled pixels."""
+        mean, std = self._constants
+        image = (pixels.to(self.dtype) - mean) / std
+        if self.options.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        return image
+
+    def logits(self, model: nn.Module, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (B, K, *size) of images that ``scaled`` has made."""
+        logits = model(images)["out"].to(self.dtype)
+        if logits.shape[-2:] != size:
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return logits
+
+    def results(
+        self, model: nn.Module, inputs: Tensor, samples: list[dict[str, Any]]
+    ) -> list[SegmentationResult]:
+        """A mask for every picture of a batch."""
+        masks = self.logits(model, inputs, samples[0]["size"]).argmax(1).to(torch.uint8).cpu()
+        return [SegmentationResult(mask, self.classes) for mask in masks]
