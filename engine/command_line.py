@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import itertools
+import json
 import os
 import shutil
 import sys
@@ -11,19 +12,19 @@ import types
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from engine.about import read_about
-from engine.options import GROUPS, CommonOptions, default_of
+from engine.options import GROUPS, Options, default_of
 from errors import UserError
 from models.find_weights import NAMED_WEIGHTS, find_weights
 
 if TYPE_CHECKING:
     import jsonargparse
 
-Options = TypeVar("Options", bound=CommonOptions)
+Given = TypeVar("Given", bound=Options)
 
 HELP_WIDTH, HELP_COLUMN = 100, 30
 
 
-def parse(options_class: type[Options], description: str, args: list[str] | None = None) -> Options:
+def parse(options_class: type[Given], description: str, args: list[str] | None = None) -> Given:
     """Read the options from the command line, over those of ``--config`` files.
 
     ``--help`` prints the options in their groups and ends the process.
@@ -62,7 +63,7 @@ def parse(options_class: type[Options], description: str, args: list[str] | None
 
 
 def _with_those_of_weights(
-    parser: "jsonargparse.ArgumentParser", words: list[str], options_class: type[CommonOptions]
+    parser: "jsonargparse.ArgumentParser", words: list[str], options_class: type[Options]
 ) -> Any:
     """The parsed values; without ``--model``, the model is the one that ``--weights`` names.
 
@@ -90,7 +91,7 @@ def _with_those_of_weights(
     return parser.parse_args(words)
 
 
-def help_text(options_class: type[CommonOptions], description: str, script: str) -> str:
+def help_text(options_class: type[Options], description: str, script: str) -> str:
     """What ``--help`` prints: every option with its choices, meaning and default, by group."""
     width = min(HELP_WIDTH, shutil.get_terminal_size((HELP_WIDTH, 24)).columns)
     lines = [f"usage: {script} [--option value ...]", "", description.strip()]
@@ -142,14 +143,18 @@ def _shown(default: Any) -> str:
 
 def _join_lists(words: list[str], options_class: type) -> list[str]:
     """``--crop_size 96 96`` as ``--crop_size=[96,96]``; shells want the brackets quoted."""
-    types_of = get_type_hints(options_class)
-    lists = {f"--{name}" for name, kind in types_of.items() if "list[" in str(kind)}
+    types_of = {f"--{name}": str(kind) for name, kind in get_type_hints(options_class).items()}
+    lists = {flag for flag, kind in types_of.items() if "list[" in kind}
+    texts = {flag for flag, kind in types_of.items() if "list[str]" in kind}
+    only_texts = {flag for flag, kind in types_of.items() if kind == "list[str]"}
     joined: list[str] = []
     while words:
         word, *words = words
         values = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
-        if word in lists and len(values) > 1:
-            word, words = f"{word}=[{','.join(values)}]", words[len(values) :]
+        if word in lists and len(values) > (word not in only_texts):
+            # Quoted, since texts may hold any character.
+            inner = ",".join(map(json.dumps, values) if word in texts else values)
+            word, words = f"{word}=[{inner}]", words[len(values) :]
         joined.append(word)
     return joined
 

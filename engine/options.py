@@ -21,6 +21,11 @@ GROUPS = (
     "optimisation",
     "augmentation",
     "evaluation and files",
+    "weights",
+    "input",
+    "prediction",
+    "output",
+    "file",
 )
 
 # Values of --dataset that need no folder: what is made here, or named by --dataset alone.
@@ -85,6 +90,11 @@ def option(
     optimisation_option,
     augmentation_option,
     evaluation_option,
+    weights_option,
+    input_option,
+    prediction_option,
+    output_option,
+    file_option,
 ) = (partial(option, group) for group in GROUPS)
 
 
@@ -95,10 +105,37 @@ def default_of(field: dataclasses.Field) -> Any:
 
 
 @dataclass
-class CommonOptions:
-    """The options of every script."""
+class Options:
+    """The options of any script."""
 
     task: ClassVar[str] = ""
+    deterministic: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """Refuse values out of range, before any work; subclasses add what relates options.
+
+        Raises:
+            UserError: names the option, its value and the range.
+        """
+        for field in dataclasses.fields(self):
+            _check_range(field, getattr(self, field.name))
+
+    def check_launch(self, processes: int, on_cpu: bool, precision: str) -> None:
+        """Refuse what the options and the launch make impossible together, before any work.
+
+        Args:
+            processes: of the job.
+            on_cpu: whether they compute on the CPU.
+            precision: Accelerate's mixed precision: no, bf16, fp16 or fp8.
+
+        Raises:
+            UserError: says what to give or how to launch instead.
+        """
+
+
+@dataclass
+class CommonOptions(Options):
+    """The options of every training script."""
 
     dataset: str = data_option("synthetic", "data source; docs/data.md lists them")
     data_dir: str | None = data_option(None, "folder of the data set", resume="free")
@@ -168,13 +205,9 @@ class CommonOptions:
     cpu: bool = evaluation_option(False, "use the CPU although there is a GPU", resume="free")
 
     def check(self) -> None:
-        """Refuse values out of range, before any work; subclasses add what relates options.
-
-        Raises:
-            UserError: names the option, its value and the range.
-        """
+        """Refuse values out of range, and options that the data set has no use for."""
+        super().check()
         for field in dataclasses.fields(self):
-            _check_range(field, getattr(self, field.name))
             self._refuse_useless(field)
         if self.data_dir and self.dataset.partition(":")[0] in WITHOUT_FOLDER:
             raise UserError(f"--data_dir is of no use to --dataset {self.dataset}; leave it out.")
@@ -182,16 +215,7 @@ class CommonOptions:
             raise UserError("--eval_only needs something to evaluate: give --weights or --resume.")
 
     def check_launch(self, processes: int, on_cpu: bool, precision: str) -> None:
-        """Refuse what the options and the launch make impossible together, before any work.
-
-        Args:
-            processes: of the job.
-            on_cpu: whether they compute on the CPU.
-            precision: Accelerate's mixed precision: no, bf16, fp16 or fp8.
-
-        Raises:
-            UserError: says what to give or how to launch instead.
-        """
+        """Refuse what the options and the launch make impossible together."""
         if self.double and precision != "no":
             raise UserError("--double computes in float64; launch it with --mixed_precision no.")
 

@@ -1,14 +1,12 @@
 """``load_trained``: from a file of weights to a model that answers with typed results.
 
-    model = load_trained("runs/mine")
-    found = model.predict("street.jpg")
-    found.boxes, found.scores, found.names
+model = load_trained("runs/mine")
+found = model.predict("street.jpg")
+found.boxes, found.scores, found.names
 """
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import replace
-from itertools import groupby
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +51,12 @@ class Trained:
         self.precision = precision
         self.classes = inference.classes
 
+    def set_tiles(self, tile: int, overlap: float) -> None:
+        pass
+
+    def set_tta(self, names) -> None:
+        pass
+
     def predict(self, media: Any, batch_size: int = 8) -> Any:
         """What the network makes of one input or of several.
 
@@ -83,27 +87,35 @@ class Trained:
         with as_video(media) as video:
             return self.inference.prepare(video)
 
+    def shape_of(self, sample: dict[str, Any]) -> Hashable:
+        """Prepared samples of equal shapes may share a batch."""
+        return self.inference.shape_of(sample)
+
     def predict_samples(self, samples: Sequence[dict[str, Any]], batch_size: int) -> list[Any]:
         """Results of prepared samples, in their order; those of one shape share batches."""
         results: list[Any] = [None] * len(samples)
-        shape_of = [self.inference.shape_of(sample) for sample in samples]
-        order = sorted(range(len(samples)), key=lambda number: str(shape_of[number]))
-        for _, same in groupby(order, key=shape_of.__getitem__):
-            numbers = list(same)
+        groups: dict[Hashable, list[int]] = {}
+        for number, sample in enumerate(samples):
+            groups.setdefault(self.shape_of(sample), []).append(number)
+        for numbers in groups.values():
             for first in range(0, len(numbers), batch_size):
                 part = numbers[first : first + batch_size]
-                for number, result in zip(part, self._batch([samples[n] for n in part])):
+                batch = [samples[number] for number in part]
+                pixels = torch.stack([sample[self.inference.media] for sample in batch])
+                found = self.of_batch(pixels, batch)
+                for number, result in zip(part, found, strict=True):
                     results[number] = result
         return results
 
-    def _batch(self, samples: list[dict[str, Any]]) -> list[Any]:
-        pixels = torch.stack([sample[self.inference.media] for sample in samples])
-        return self.of_pixels(pixels, samples)
+    def of_batch(self, pixels: Tensor, samples: list[dict[str, Any]]) -> list[Any]:
+        """Results of samples of one shape, computed together.
 
-    def of_pixels(self, pixels: Tensor, samples: list[dict[str, Any]]) -> list[Any]:
-        """Results of a stacked batch of uint8 pixels."""
-        pixels = pixels.to(self.inference.device, non_blocking=True)
+        Args:
+            pixels: theirs, stacked: uint8 (B, ...) on the CPU.
+            samples: from ``prepare``; their own pixels may be missing.
+        """
         with self.computing():
+            pixels = pixels.to(self.inference.device, non_blocking=True)
             return self.inference.results(self.network, self.inference.scaled(pixels), samples)
 
     @contextlib.contextmanager
@@ -222,13 +234,3 @@ def as_picture(media: Any) -> Tensor:
         f"A {type(media).__name__}{f' of shape {tuple(shape)}' if shape is not None else ''} is no "
         "picture: give a path, a Pillow image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W)."
     )
-
-
-def said_to_be(task: str, options: dict[str, Any], classes: Sequence[str], colors: Any) -> About:
-    """The description of a file that has none of its own; its scaling is the model's usual one."""
-    return About(task, options, list(classes), list(colors), {})
-
-
-def without_metrics(about: About) -> About:
-    """The same, for weights that were changed since they were measured."""
-    return replace(about, metrics={})

@@ -49,7 +49,9 @@ class VideoClassification(Task):
         short_side = None if area else tuple(options.short_side)
         augment = train_transform(size, area, options.hflip, tuple(options.color_jitter))
         train, val = (Reader(rows, data.open, options.decoder) for rows in (data.train, data.val))
-        self.train_data = TrainDataset(train, self.inference.clip, short_side, augment, options.seed)
+        self.train_data = TrainDataset(
+            train, self.inference.clip, short_side, augment, options.seed
+        )
         self.val_data = EvalDataset(
             val, self.inference.clip, options.eval_short_side, self.inference.windows
         )
