@@ -1,5 +1,6 @@
 """What is written of a class: a table of the most probable ones, a curve over a video's time."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,14 @@ class ClassificationOutput(TaskOutput):
             sums["top5"] += truth["top5"]
             sums["loss"] += truth["loss"]
         return class_metrics(sums, self.classes)
+
+    def together(self, frames: Iterator[dict[str, Any]], count: int) -> dict[str, Any]:
+        """The mean probabilities; of a frame's classes those beyond --top count as 0."""
+        total = Counter()
+        for record in frames:
+            total.update(dict(record["top"]))
+        top = total.most_common(self.options.top)
+        return {"top": [(name, share / count) for name, share in top]}
 
     def row(self, record: dict[str, Any]) -> list[Any]:
         """The most probable classes, each with its probability."""

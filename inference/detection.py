@@ -1,4 +1,4 @@
-"""What is written of detected objects: pictures with boxes, and data sets to correct and train on."""
+"""What is written of detected objects: pictures with boxes, data sets to correct and train on."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -69,11 +69,23 @@ class DetectionOutput(TaskOutput):
             **{f"ap50/{name}": value for name, value in precision.ap50_per_class.items()},
         }
 
+    def together(self, frames: Iterator[dict[str, Any]], count: int) -> dict[str, Any]:
+        """Size, and the number of objects of each class in all frames, as --score counts them."""
+        size, counts = [], Counter()
+        for record in frames:
+            size = record["size"]
+            counts += self._counts(record)
+        return {"size": size, "counts": counts}
+
+    def _counts(self, record: dict[str, Any]) -> Counter:
+        sure = (each for each in record["objects"] if each["score"] >= self.options.score)
+        return Counter(each["name"] for each in sure)
+
     def row(self, record: dict[str, Any]) -> list[Any]:
         """Size and numbers of objects."""
-        sure = [each for each in record["objects"] if each["score"] >= self.options.score]
-        counts = Counter(each["label"] for each in sure)
-        return [*record["size"], len(sure), *(counts[n] for n in range(len(self.classes)))]
+        counts = record.get("counts") or self._counts(record)
+        found = [counts.get(name, 0) for name in self.classes]
+        return [*record["size"], sum(found), *found]
 
     def draw(self, media: Tensor, result: DetectionResult) -> Tensor:
         """The picture with the objects of at least --score."""
@@ -91,7 +103,7 @@ class DetectionOutput(TaskOutput):
     def conclude(self, records: Iterator[dict[str, Any]]) -> None:
         """The files about whole data sets."""
         if self.folders:
-            known = list(records)
+            known = [record for record in records if "frames" not in record]
             for folder in self.folders:
                 folder.conclude(known, self.options.score)
 

@@ -64,16 +64,14 @@ def predict_film(
     frames = _camera(each) if each.kind == "camera" else _film(each)
     if options.max_frames:
         frames = itertools.islice(frames, options.max_frames)
-    lines, writer, records, count = task.file("frames", each, ".jsonl"), None, [], 0
+    lines, writer, count = task.file("frames", each, ".jsonl"), None, 0
     try:
         with open(lines, "w") as file:
             while batch := list(itertools.islice(frames, options.batch_size)):
                 pictures = [picture for picture, _, _ in batch]
                 results = model.predict(pictures, options.batch_size)
                 for (picture, time, rate), result in zip(batch, results, strict=True):
-                    record = task.record(result)
-                    file.write(json.dumps({"seconds": time, **record}) + "\n")
-                    records.append(record if count == 0 else {})
+                    file.write(json.dumps({"seconds": time, **task.record(result)}) + "\n")
                     count += 1
                     if "pictures" in task.saved:
                         drawn = task.draw(picture, result)
@@ -89,7 +87,8 @@ def predict_film(
             writer.close()
     if not count:
         raise UserError(f"{each.name} has no frames: replace it or remove it.")
-    return records[0] | {"frames": count}
+    with open(lines) as file:
+        return task.together(map(json.loads, file), count) | {"frames": count}
 
 
 def _film(each: Input) -> Iterator[tuple[Tensor, float, float]]:

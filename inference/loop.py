@@ -99,7 +99,7 @@ def _results(
 
 
 def _compute(model: Trained, pixels: torch.Tensor, samples: list[dict[str, Any]]) -> list[Any]:
-    """Results of a batch; where it is too large or doesn't fit, of each sample, or why it failed."""
+    """Results of a batch, or where it is too large or unfit of each sample, or why it failed."""
     try:
         return model.of_batch(pixels, samples)
     except torch.OutOfMemoryError:

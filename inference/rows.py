@@ -79,7 +79,7 @@ def _reader(task: str, rows: Any, data: Any, options: Any) -> Any:
 
 def different_classes(dataset: str, theirs: list[str], ours: list[str]) -> str:
     """The sentence that refuses data of other classes than the weights'."""
-    first = next((pair for pair in zip(theirs, ours) if pair[0] != pair[1]), None)
+    first = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), None)
     where = (
         f"first {first[0]} instead of {first[1]}" if first else f"{len(theirs)}, not {len(ours)}"
     )

@@ -1,6 +1,7 @@
-"""What is written of a segmentation: masks of ids, run lengths, pictures in the classes' colours."""
+"""What is written of a segmentation: masks of ids, run lengths, coloured pictures."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +56,15 @@ class SegmentationOutput(TaskOutput):
             for truth, prediction, pixels in record["truth"]:
                 confusion[truth, prediction] += pixels
         return segmentation_metrics(confusion, self.classes)
+
+    def together(self, frames: Iterator[dict[str, Any]], count: int) -> dict[str, Any]:
+        """Size, and the mean shares."""
+        size, total = [], Counter()
+        for record in frames:
+            size = record["size"]
+            total.update(record["shares"])
+        shares = {name: share / count for name, share in total.most_common()}
+        return {"size": size, "shares": shares}
 
     def row(self, record: dict[str, Any]) -> list[Any]:
         """Size, and the share of each class."""

@@ -72,6 +72,10 @@ class TaskOutput(ABC):
         """The metrics over all inputs, as in training."""
 
     @abstractmethod
+    def together(self, frames: Iterator[dict[str, Any]], count: int) -> dict[str, Any]:
+        """The records of a video's frames as one, without their details."""
+
+    @abstractmethod
     def row(self, record: dict[str, Any]) -> list[Any]:
         """A line of the table."""
 
@@ -84,7 +88,7 @@ class TaskOutput(ABC):
         if "pictures" in self.saved and media is not None:
             self.write_picture("pictures", each, self.draw(media, result))
 
-    def conclude(self, records: Iterator[dict[str, Any]]) -> None:
+    def conclude(self, records: Iterator[dict[str, Any]]) -> None:  # noqa: B027 - most have none
         """Write the files about all inputs; ``records`` are those that succeeded."""
 
     def file(self, folder: str, each: Input, suffix: str) -> Path:

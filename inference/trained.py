@@ -226,9 +226,9 @@ def as_picture(media: Any) -> Tensor:
         return F.pil_to_tensor(media.convert("RGB"))
     if isinstance(media, np.ndarray):
         media = torch.from_numpy(np.ascontiguousarray(media)).movedim(-1, 0)
-    if isinstance(media, Tensor) and media.dtype == torch.uint8 and media.ndim == 3:
-        if media.shape[0] == 3 and media.numel():
-            return media
+    is_bytes = isinstance(media, Tensor) and media.dtype == torch.uint8
+    if is_bytes and media.ndim == 3 and media.shape[0] == 3 and media.numel():
+        return media
     shape = getattr(media, "shape", None)
     raise UserError(
         f"A {type(media).__name__}{f' of shape {tuple(shape)}' if shape is not None else ''} is no "

@@ -56,7 +56,9 @@ class DetectionResult:
     def best(self, score: float) -> "DetectionResult":
         """Those of at least this score."""
         kept = self.scores >= score
-        rles = self.rles and [rle for rle, keep in zip(self.rles, kept.tolist()) if keep]
+        rles = self.rles and [
+            rle for rle, keep in zip(self.rles, kept.tolist(), strict=True) if keep
+        ]
         parts = (values[kept] for values in (self.boxes, self.scores, self.labels))
         return DetectionResult(self.size, *parts, self.classes, rles)
 

@@ -149,7 +149,8 @@ def image_record(index: int, truth: dict[str, Any], found: DetectionResult) -> I
 def _metas(batch: dict[str, Any]) -> list[dict[str, Tensor]]:
     """Of each image of a batch, what leads from its letterbox back to it."""
     names = ("size", "scale", "offset")
-    return [dict(zip(names, each)) for each in zip(*(batch[name] for name in names))]
+    columns = (batch[name] for name in names)
+    return [dict(zip(names, each, strict=True)) for each in zip(*columns, strict=True)]
 
 
 def _targets(batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -31,8 +31,8 @@ class SegmentationResult:
     def shares(self) -> dict[str, float]:
         """The share of the picture that each class covers, the largest first."""
         pixels = self.mask.flatten().bincount(minlength=len(self.classes)).tolist()
-        shares = {name: n / max(1, sum(pixels)) for name, n in zip(self.classes, pixels) if n}
-        return dict(sorted(shares.items(), key=lambda item: -item[1]))
+        counted = sorted(zip(pixels, self.classes, strict=True), key=lambda pair: -pair[0])
+        return {name: count / sum(pixels) for count, name in counted if count}
 
     @property
     def names(self) -> list[str]:
