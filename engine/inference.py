@@ -71,6 +71,10 @@ class Inference(ABC):
         """Samples of equal shapes may share a batch."""
         return tuple(sample[self.media].shape)
 
+    def arranged(self, pixels: Tensor) -> Tensor:
+        """Bytes in the order of dimensions in which the network takes them."""
+        return pixels
+
     @abstractmethod
     def scaled(self, pixels: Tensor) -> Tensor:
         """Bytes on the device, as the float tensor that the network takes."""

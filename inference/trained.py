@@ -116,7 +116,9 @@ class Trained:
         """
         with self.computing():
             pixels = pixels.to(self.inference.device, non_blocking=True)
-            return self.inference.results(self.network, self.inference.scaled(pixels), samples)
+            bytes_in = getattr(self.network, "bytes_in", False)  # of an exported network
+            make = self.inference.arranged if bytes_in else self.inference.scaled
+            return self.inference.results(self.network, make(pixels), samples)
 
     @contextlib.contextmanager
     def computing(self) -> Any:

@@ -71,11 +71,16 @@ class VideoInference(Inference):
     def _constants(self) -> tuple[Tensor, Tensor]:
         return self.scaling.of_bytes(self.dtype, self.device, dims=3)
 
+    def arranged(self, pixels: Tensor) -> Tensor:
+        """uint8 (..., T, 3, H, W) → (B, 3, T, H, W); views follow each other."""
+        return pixels.flatten(0, -5).transpose(1, 2)
+
     def scaled(self, pixels: Tensor) -> Tensor:
         """uint8 (..., T, 3, H, W) → float clips (B, 3, T, H, W); views follow each other."""
         mean, std = self._constants
-        clips = pixels.flatten(0, -5).transpose(1, 2)
-        clips = clips.to(self.dtype).sub_(mean).div_(std)  # in place: clips are large
+        clips = (
+            self.arranged(pixels).to(self.dtype).sub_(mean).div_(std)
+        )  # in place: clips are large
         if self.options.channels_last:
             clips = clips.contiguous(memory_format=torch.channels_last_3d)
         return clips
