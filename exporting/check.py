@@ -6,8 +6,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from models.detector_interface import Detections
+
 REPEATS = 10
 SECONDS = 3.0  # for each measurement of speed at most
+
+SURE = 0.05  # the score of an object that must be the same in both
 
 Run = Callable[[Tensor], Sequence[Tensor]]
 
@@ -28,6 +32,32 @@ def largest_difference(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> floa
         worst = difference if difference == difference and difference > worst else worst
         if difference != difference:
             return float("inf")
+    return worst
+
+
+def difference_of_objects(mine: Detections, theirs: Detections) -> float:
+    """How far two lists of objects differ, whatever their order.
+
+    Scores are compared by rank; of objects that score SURE or more also label and box, relative to
+    the box's size. Where two scores are equal but for rounding, suppression may keep either box:
+    weaker objects, of which nobody is sure, are not compared one by one.
+
+    Returns:
+        The largest difference; infinite where an object is in one list only.
+    """
+    ranked = [found["scores"].double().sort(descending=True).values for found in (mine, theirs)]
+    shared = min(map(len, ranked))
+    left = [*ranked[0][shared:], *ranked[1][shared:]]
+    worst = max([(ranked[0][:shared] - ranked[1][:shared]).abs().max().item() if shared else 0.0])
+    worst = max([worst, *(float(score) for score in left)])
+    for ours, other in ((mine, theirs), (theirs, mine)):
+        sure = ours["scores"] >= SURE
+        for box, label in zip(ours["boxes"][sure].double(), ours["labels"][sure], strict=True):
+            same = other["boxes"][other["labels"] == label].double()
+            if not len(same):
+                return float("inf")
+            side = (box[2:] - box[:2]).max().clamp(min=1)
+            worst = max(worst, ((same - box).abs().amax(1).min() / side).item())
     return worst
 
 

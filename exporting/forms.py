@@ -146,7 +146,7 @@ def output_names(form: Plain) -> list[str]:
     """Names of what comes out."""
     if isinstance(form, Candidates):
         return ["boxes", "scores"]
-    return ["boxes", "scores", "labels"] if not type(form) is Plain else ["logits"]
+    return ["logits"] if type(form) is Plain else ["boxes", "scores", "labels"]
 
 
 def as_detections(
@@ -157,6 +157,7 @@ def as_detections(
         limits = {"score_threshold": threshold, "max_detections": most}
         pairs = zip(*outputs, strict=True)
         return [select_detections(boxes, scores, size, **limits) for boxes, scores in pairs]
-    boxes, scores, labels = (out[0] if out.ndim > n else out for out, n in zip(outputs, (2, 1, 1)))
+    alone = zip(outputs, (2, 1, 1), strict=True)  # without the dimension of one image
+    boxes, scores, labels = (out[0] if out.ndim > dims else out for out, dims in alone)
     there = labels != NOTHING
     return [{"boxes": boxes[there], "scores": scores[there], "labels": labels[there]}]

@@ -1,5 +1,6 @@
 """An ONNX file of export.py as a network: onnxruntime behind the interface of the eager one."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def require(*packages: str) -> Any:
         UserError: one isn't installed.
     """
     try:
-        return [__import__(package) for package in packages][0]
+        return [importlib.import_module(package) for package in packages].pop(0)
     except ImportError as error:
         raise UserError(f"ONNX files need {error.name}, which isn't installed: {INSTALL}") from None
 

@@ -25,7 +25,7 @@ def load_model(options: PredictOptions, accelerator: Accelerator) -> Trained:
     model = load_trained(options.weights, accelerator.device, precision, given)
     if given and model.about is not given:
         raise UserError(
-            f"{options.weights} says itself what it is; leave out --task, --model and --class_names."
+            f"{options.weights} says itself what it is: leave out --task, --model, --class_names."
         )
     if options.compile:
         model.network.compile(dynamic=False)
@@ -40,9 +40,7 @@ def _given(options: PredictOptions) -> About | None:
     if not any(said.values()):
         return None
     if missing := [name for name, value in said.items() if not value]:
-        raise UserError(
-            f"{' and '.join(missing)} are missing beside the others of {', '.join(said)}."
-        )
+        raise UserError(f"Give {' and '.join(missing)} too: {', '.join(said)} go together.")
     names: Any = options.class_names
     if isinstance(names, str):
         names = read_class_file(Path(names))[0] if Path(names).is_file() else names.split(",")
