@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from data.masks import Color
 from data.pixels import PixelScaling
+from data.tiles import Tiles
 from engine.about import About, versions
 
 USUAL_EPS = 1e-5
@@ -29,6 +30,8 @@ class Inference(ABC):
         task: its name.
         saved: the options that the network and its evaluation depend on.
         media: what one input is, "image" or "video".
+        tiles: what pictures are cut into, or None to look at them whole.
+        at_once: tiles in a batch.
     """
 
     task: ClassVar[str]
@@ -47,6 +50,8 @@ class Inference(ABC):
         self.classes, self.colors = list(classes), [tuple(color) for color in colors]
         self.dtype = compute_dtype(options.double)
         self.scaling = scaling or self.usual_scaling()
+        self.tiles: Tiles | None = None
+        self.at_once = 8
 
     @abstractmethod
     def usual_scaling(self) -> PixelScaling:
@@ -79,14 +84,20 @@ class Inference(ABC):
     def scaled(self, pixels: Tensor) -> Tensor:
         """Bytes on the device, as the float tensor that the network takes."""
 
+    def of_bytes(self, model: nn.Module, pixels: Tensor) -> Tensor:
+        """A batch of bytes on the CPU as what a network takes, on the device."""
+        pixels = pixels.to(self.device, non_blocking=True)
+        # An exported network may scale its pixels itself.
+        return self.arranged(pixels) if getattr(model, "bytes_in", False) else self.scaled(pixels)
+
     @abstractmethod
-    def results(self, model: nn.Module, inputs: Tensor, samples: list[dict[str, Any]]) -> list[Any]:
+    def results(self, model: nn.Module, pixels: Tensor, samples: list[dict[str, Any]]) -> list[Any]:
         """A typed result for every sample of a batch.
 
         Args:
             model: in evaluation mode.
-            inputs: what ``scaled`` made of the samples' pixels, stacked.
-            samples: from ``prepare``.
+            pixels: of the samples, stacked: uint8 on the CPU.
+            samples: from ``prepare``; their own pixels may be missing.
         """
 
     def about(

@@ -42,7 +42,8 @@ def predict_all(
     pictures_only = model.inference.media == "image"
     films = [n for n in folder.todo if slides or (pictures_only and _is_film(source, n))]
     singles = [n for n in folder.todo if n not in set(films)]
-    size = options.batch_size
+    # In tiles a picture is a batch by itself, and no other waits in memory for its turn.
+    size = 1 if options.tile else options.batch_size
     batches = [singles[first : first + size] for first in range(0, len(singles), size)][rank::world]
     films = films[rank::world]
     total = sum(map(len, batches)) + len(films)
@@ -84,6 +85,7 @@ def _results(
         return
     on_gpu = model.inference.device.type == "cuda"
     workers = count_workers(options.num_workers, sum(map(len, batches)))
+    workers = 0 if options.tile else workers
     items = Items(model, source, folder.task.needs_media)
     loader = make_loader(items, items.collate, Loading(workers, on_gpu), batch_sampler=batches)
     try:
@@ -148,8 +150,13 @@ class Items(Dataset):
                 groups.setdefault(self.model.shape_of(each), []).append(each)
         name = self.model.inference.media
         return failed, [
-            (torch.stack([each.pop(name) for each in group]), group) for group in groups.values()
+            (_stacked([each.pop(name) for each in group]), group) for group in groups.values()
         ]
+
+
+def _stacked(pixels: list[torch.Tensor]) -> torch.Tensor:
+    """Of one picture a view: it may be large."""
+    return pixels[0][None] if len(pixels) == 1 else torch.stack(pixels)
 
 
 class Writers:

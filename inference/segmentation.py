@@ -19,6 +19,7 @@ from tasks.detection.instance_masks import encode
 from tasks.segmentation.inference import SegmentationResult
 from tasks.segmentation.metrics import segmentation_metrics
 
+ROWS = 1024  # of a mask that are compared at a time
 OPACITY = 0.5  # of the class colours over the picture
 
 
@@ -39,13 +40,13 @@ class SegmentationOutput(TaskOutput):
 
     def judged(self, result: SegmentationResult, truth: Tensor) -> list[list[int]]:
         """The entries of the confusion matrix that are not 0: truth, prediction, pixels."""
-        confusion = multiclass_confusion_matrix(
-            result.mask.long()[None],
-            truth.long()[None],
-            len(self.classes),
-            ignore_index=IGNORE,
-            validate_args=False,
-        )
+        classes = len(self.classes)
+        confusion = torch.zeros(classes, classes, dtype=torch.int64)
+        rows = zip(result.mask.split(ROWS), truth.split(ROWS), strict=True)
+        for mine, true in rows:  # as class ids take eight times the memory of the mask
+            confusion += multiclass_confusion_matrix(
+                mine.long(), true.long(), classes, ignore_index=IGNORE, validate_args=False
+            )
         places = confusion.nonzero()
         return torch.column_stack([places, confusion[places[:, 0], places[:, 1]]]).tolist()
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.io import encode_jpeg, encode_png, write_file
@@ -129,6 +128,8 @@ def at_drawing_size(picture: Tensor) -> Tensor:
     size = drawing_size(*picture.shape[-2:])
     if size == tuple(picture.shape[-2:]):
         return picture
+    stride = max(1, max(picture.shape[-2:]) // (2 * LARGEST))
+    picture = picture[:, ::stride, ::stride]  # so that resizing copies no huge picture
     enlarged = size[0] > picture.shape[-2] or size[1] > picture.shape[-1]
     mode = F.InterpolationMode.NEAREST_EXACT if enlarged else F.InterpolationMode.BILINEAR
     return F.resize(picture, list(size), mode, antialias=True)
@@ -142,7 +143,8 @@ def write_ids(path: Path, mask: Tensor, colors: list[tuple[int, int, int]]) -> N
         mask: uint8 (H, W).
         colors: RGB of each class.
     """
-    image = Image.fromarray(torch.as_tensor(mask).numpy()).convert("L")
-    image = Image.frombuffer("P", image.size, image.tobytes(), "raw", "P", 0, 1)
+    height, width = mask.shape
+    # Of the same memory: a large mask isn't copied.
+    image = Image.frombuffer("P", (width, height), mask.contiguous().numpy(), "raw", "P", 0, 1)
     image.putpalette([channel for color in colors for channel in color])
     image.save(path)

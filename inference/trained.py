@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from data.decode import read_image
 from data.pixels import PixelScaling
+from data.tiles import Tiles
 from engine.about import About, read_about
 from engine.inference import EXCHANGED, Inference, set_eps
 from engine.prepare import use_channels_last
@@ -51,8 +52,24 @@ class Trained:
         self.precision = precision
         self.classes = inference.classes
 
-    def set_tiles(self, tile: int, overlap: float) -> None:
-        pass
+    def use_tiles(self, side: int, overlap: float = 0.25, at_once: int = 8) -> None:
+        """Look at pictures in tiles from now on.
+
+        Args:
+            side: pixels of a tile; 0 for whole pictures.
+            overlap: share of a tile that the next one shows too, up to one half.
+            at_once: tiles in a batch.
+
+        Raises:
+            UserError: the task or the model can't.
+        """
+        task = self.about.task
+        if side and task not in ("segmentation", "detection"):
+            raise UserError(f"Tiles are for segmentation and detection, and not for {task}.")
+        if side and getattr(self.inference.options, "has_masks", False):
+            raise UserError("Objects with masks are not joined across tiles: leave out --tile.")
+        self.inference.tiles = Tiles(side, overlap) if side else None
+        self.inference.at_once = at_once
 
     def set_tta(self, names) -> None:
         pass
@@ -115,10 +132,7 @@ class Trained:
             samples: from ``prepare``; their own pixels may be missing.
         """
         with self.computing():
-            pixels = pixels.to(self.inference.device, non_blocking=True)
-            bytes_in = getattr(self.network, "bytes_in", False)  # of an exported network
-            make = self.inference.arranged if bytes_in else self.inference.scaled
-            return self.inference.results(self.network, make(pixels), samples)
+            return self.inference.results(self.network, pixels, samples)
 
     @contextlib.contextmanager
     def computing(self) -> Any:

@@ -29,7 +29,7 @@ def load_model(options: PredictOptions, accelerator: Accelerator) -> Trained:
         )
     if options.compile:
         model.network.compile(dynamic=False)
-    model.set_tiles(options.tile, options.overlap)
+    model.use_tiles(options.tile, options.overlap, options.batch_size)
     model.set_tta(options.tta)
     return model
 

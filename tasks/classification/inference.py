@@ -94,8 +94,8 @@ class ClassificationInference(Inference):
         return model(inputs).to(self.dtype).softmax(1)
 
     def results(
-        self, model: nn.Module, inputs: Tensor, samples: list[dict[str, Any]]
+        self, model: nn.Module, pixels: Tensor, samples: list[dict[str, Any]]
     ) -> list[ClassificationResult]:
         """The class of every picture of a batch."""
-        rows = self.probabilities(model, inputs).cpu()
+        rows = self.probabilities(model, self.of_bytes(model, pixels)).cpu()
         return [ClassificationResult(row, self.classes) for row in rows]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from data.pixels import PixelScaling
+from data.tiles import Tiles
 from engine.inference import Inference
 from models.detection import build_detection_model
 from models.detector_interface import Detections, on_cpu
@@ -15,6 +16,7 @@ from tasks.detection import instance_masks
 from tasks.detection.dataset import no_objects
 from tasks.detection.geometry import to_original
 from tasks.detection.loss import yolo_losses
+from tasks.detection.tiles import merged
 from tasks.detection.transforms import EvalTransform
 
 
@@ -106,7 +108,10 @@ class DetectionInference(Inference):
         return EvalTransform(tuple(self.options.image_size))
 
     def prepare(self, media: Tensor) -> dict[str, Any]:
-        """The letterboxed picture, and what ``geometry.to_original`` needs."""
+        """The letterboxed picture, and what ``geometry.to_original`` needs; in tiles, the whole."""
+        return {"image": media} if self.tiles else self._letterboxed(media)
+
+    def _letterboxed(self, media: Tensor) -> dict[str, Any]:
         sample = self.letterbox(no_objects(media))
         image = sample["image"].as_subclass(torch.Tensor)
         return {"image": image, **{name: sample[name] for name in ("size", "scale", "offset")}}
@@ -119,10 +124,26 @@ class DetectionInference(Inference):
         return image
 
     def results(
-        self, model: nn.Module, inputs: Tensor, samples: list[dict[str, Any]]
+        self, model: nn.Module, pixels: Tensor, samples: list[dict[str, Any]]
     ) -> list[DetectionResult]:
         """The objects of every picture of a batch."""
-        return self.in_original(model(inputs), samples)
+        if self.tiles:
+            return [self.in_tiles(model, picture, self.tiles) for picture in pixels]
+        return self.in_original(model(self.of_bytes(model, pixels)), samples)
+
+    def in_tiles(self, model: nn.Module, picture: Tensor, tiles: Tiles) -> DetectionResult:
+        """The objects of a picture uint8 (3, H, W), found in letterboxed tiles of it."""
+        size, parts = tuple(picture.shape[-2:]), []
+        windows = tiles.windows(*size)
+        for first in range(0, len(windows), self.at_once):
+            part = windows[first : first + self.at_once]
+            samples = [self._letterboxed(window.of(picture)) for window in part]
+            pixels = torch.stack([sample["image"] for sample in samples])
+            found = self.in_original(model(self.of_bytes(model, pixels)), samples)
+            for window, each in zip(part, found, strict=True):
+                shift = torch.tensor([window.left, window.top] * 2)
+                parts.append((window, each.boxes + shift, each.scores, each.labels))
+        return DetectionResult(size, *merged(parts, size), self.classes)
 
     def in_original(
         self, found: list[Detections], samples: list[dict[str, Any]]

@@ -1,6 +1,6 @@
 """From a picture to a class for every pixel: what evaluation, figures and prediction share."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.pixels import IMAGENET, PixelScaling
+from data.tiles import Window
 from engine.inference import Inference
 from models.segmentation import build_segmentation_model
+from tasks.segmentation.tiles import blended
 from tasks.segmentation.transforms import eval_transform
 
 
@@ -96,8 +98,44 @@ class SegmentationInference(Inference):
         return logits
 
     def results(
-        self, model: nn.Module, inputs: Tensor, samples: list[dict[str, Any]]
+        self, model: nn.Module, pixels: Tensor, samples: list[dict[str, Any]]
     ) -> list[SegmentationResult]:
         """A mask for every picture of a batch."""
-        masks = self.logits(model, inputs, samples[0]["size"]).argmax(1).to(torch.uint8).cpu()
+        size = samples[0]["size"]
+        if self.tiles:
+            masks = [self._mask_in_tiles(model, picture, size) for picture in pixels]
+        else:
+            logits = self.logits(model, self.of_bytes(model, pixels), size)
+            masks = logits.argmax(1).to(torch.uint8).cpu()
         return [SegmentationResult(mask, self.classes) for mask in masks]
+
+    def _mask_in_tiles(self, model: nn.Module, picture: Tensor, size: tuple[int, int]) -> Tensor:
+        mask = torch.empty(size, dtype=torch.uint8)
+        for window, logits in self.in_tiles(model, picture, size):
+            window.of(mask).copy_(logits.argmax(0))
+        return mask
+
+    def in_tiles(
+        self, model: nn.Module, picture: Tensor, size: tuple[int, int]
+    ) -> Iterator[tuple[Window, Tensor]]:
+        """Logits (K, h, w) of the parts of a picture, which cover it.
+
+        Args:
+            model: in evaluation mode.
+            picture: uint8 (3, h, w) on the CPU, resized as evaluation does.
+            size: (H, W) of the result; where it is another than the picture's, there is one part.
+        """
+        shape = tuple(picture.shape[-2:])
+
+        def logits_of(windows: Tensor) -> Tensor:
+            return self.logits(model, self.of_bytes(model, windows), windows.shape[-2:])
+
+        parts = blended(logits_of, picture, self.tiles, self.at_once)
+        if shape == tuple(size):
+            yield from parts
+            return
+        whole = torch.empty(len(self.classes), *shape, dtype=self.dtype, device=self.device)
+        for window, logits in parts:
+            window.of(whole).copy_(logits)
+        whole = F.interpolate(whole[None], size, mode="bilinear", align_corners=False)[0]
+        yield Window(0, 0, *size), whole

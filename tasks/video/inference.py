@@ -91,8 +91,9 @@ class VideoInference(Inference):
         return logits.softmax(1).unflatten(0, (videos, -1))
 
     def results(
-        self, model: nn.Module, inputs: Tensor, samples: list[dict[str, Any]]
+        self, model: nn.Module, pixels: Tensor, samples: list[dict[str, Any]]
     ) -> list[ClassificationResult]:
         """The class of every video of a batch, its views averaged."""
-        rows = self.probabilities(model, inputs, len(samples), len(samples)).mean(1).cpu()
+        clips = self.of_bytes(model, pixels)
+        rows = self.probabilities(model, clips, len(samples), len(samples)).mean(1).cpu()
         return [ClassificationResult(row, self.classes) for row in rows]
