@@ -50,7 +50,8 @@ class Inference(ABC):
         self.classes, self.colors = list(classes), [tuple(color) for color in colors]
         self.dtype = compute_dtype(options.double)
         self.scaling = scaling or self.usual_scaling()
-        self.tiles: Tiles | None = None
+        side = getattr(options, "eval_tile", 0)
+        self.tiles = Tiles(side, options.eval_overlap) if side else None
         self.at_once = 8
 
     @abstractmethod

@@ -352,6 +352,21 @@ class TrainingOptions(CommonOptions):
         return batch_size
 
 
+# ``--eval_tile`` and ``--eval_overlap``, of the tasks that can work in tiles.
+eval_tile_option = partial(
+    evaluation_option,
+    0,
+    "cut validation pictures into squares of so many pixels (0: look at them whole)",
+    at_least=0,
+)
+eval_overlap_option = partial(
+    evaluation_option,
+    0.25,
+    "share of such a square that the next one shows too",
+    at_least=0,
+    at_most=0.5,
+)
+
 # ``--color_jitter``, which every task has, with a default of its own.
 color_jitter_option = partial(
     augmentation_option,

@@ -24,7 +24,7 @@ def require(*packages: str) -> Any:
         UserError: one isn't installed.
     """
     try:
-        return [importlib.import_module(package) for package in packages].pop(0)
+        return next(importlib.import_module(package) for package in packages)
     except ImportError as error:
         raise UserError(f"ONNX files need {error.name}, which isn't installed: {INSTALL}") from None
 

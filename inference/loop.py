@@ -43,7 +43,7 @@ def predict_all(
     films = [n for n in folder.todo if slides or (pictures_only and _is_film(source, n))]
     singles = [n for n in folder.todo if n not in set(films)]
     # In tiles a picture is a batch by itself, and no other waits in memory for its turn.
-    size = 1 if options.tile else options.batch_size
+    size = 1 if model.inference.tiles else options.batch_size
     batches = [singles[first : first + size] for first in range(0, len(singles), size)][rank::world]
     films = films[rank::world]
     total = sum(map(len, batches)) + len(films)
@@ -85,7 +85,7 @@ def _results(
         return
     on_gpu = model.inference.device.type == "cuda"
     workers = count_workers(options.num_workers, sum(map(len, batches)))
-    workers = 0 if options.tile else workers
+    workers = 0 if model.inference.tiles else workers
     items = Items(model, source, folder.task.needs_media)
     loader = make_loader(items, items.collate, Loading(workers, on_gpu), batch_sampler=batches)
     try:

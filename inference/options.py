@@ -54,8 +54,10 @@ class PredictOptions(Options):
     )
     compile: bool = prediction_option(False, "torch.compile the network")
     cpu: bool = prediction_option(False, "use the CPU although there is a GPU")
-    tile: int = prediction_option(
-        0, "cut pictures into squares of so many pixels (0: whole)", at_least=0
+    tile: int | None = prediction_option(
+        None,
+        "cut pictures into squares of so many pixels (0: whole; default: as evaluation did)",
+        at_least=0,
     )
     overlap: float = prediction_option(
         0.25, "share of a tile that the next one shows too", at_least=0, at_most=0.5

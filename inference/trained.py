@@ -52,13 +52,12 @@ class Trained:
         self.precision = precision
         self.classes = inference.classes
 
-    def use_tiles(self, side: int, overlap: float = 0.25, at_once: int = 8) -> None:
+    def use_tiles(self, side: int, overlap: float = 0.25) -> None:
         """Look at pictures in tiles from now on.
 
         Args:
             side: pixels of a tile; 0 for whole pictures.
             overlap: share of a tile that the next one shows too, up to one half.
-            at_once: tiles in a batch.
 
         Raises:
             UserError: the task or the model can't.
@@ -69,7 +68,6 @@ class Trained:
         if side and getattr(self.inference.options, "has_masks", False):
             raise UserError("Objects with masks are not joined across tiles: leave out --tile.")
         self.inference.tiles = Tiles(side, overlap) if side else None
-        self.inference.at_once = at_once
 
     def set_tta(self, names) -> None:
         pass

@@ -29,7 +29,9 @@ def load_model(options: PredictOptions, accelerator: Accelerator) -> Trained:
         )
     if options.compile:
         model.network.compile(dynamic=False)
-    model.use_tiles(options.tile, options.overlap, options.batch_size)
+    model.inference.at_once = options.batch_size
+    if options.tile is not None:
+        model.use_tiles(options.tile, options.overlap)
     model.set_tta(options.tta)
     return model
 

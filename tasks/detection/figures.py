@@ -79,6 +79,13 @@ def with_crowds(sample: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
+def drawn_truth(truth: dict[str, Any]) -> dict[str, Any]:
+    """The truth in the original image, as ``Reader.read`` returns it, for ``detection_panel``."""
+    boxes = truth["boxes"]
+    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    return {"boxes": corners, "labels": truth["labels"], "iscrowd": truth["iscrowd"]}
+
+
 def _scaled(image: torch.Tensor) -> tuple[torch.Tensor, float]:
     """The image at a size that shows boxes and text, and the factor."""
     height, width = image.shape[1:]
@@ -163,7 +170,7 @@ def _draw_labels(
         wide = round(font.getlength(text)) + 2
         x = max(0, min(left, canvas[0] - wide))
         places = (top - high, top, bottom, *range(top + high, canvas[1] - high, high))
-        inside = (y for y in places if 0 <= y and (y + high <= canvas[1] or y == top))
+        inside = (y for y in places if y >= 0 and (y + high <= canvas[1] or y == top))
         free = (y for y in inside if not _covers((x, y, x + wide, y + high), taken))
         y = next(free, None)
         if y is None:

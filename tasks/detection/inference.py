@@ -79,6 +79,8 @@ class DetectionInference(Inference):
         "backbone",
         "image_size",
         "max_detections",
+        "eval_tile",
+        "eval_overlap",
         "hflip",
         "scale_range",
     )

@@ -9,6 +9,8 @@ from engine.options import (
     augmentation_option,
     color_jitter_option,
     data_option,
+    eval_overlap_option,
+    eval_tile_option,
     evaluation_option,
     length_option,
     model_option,
@@ -76,6 +78,8 @@ class DetectionOptions(TrainingOptions):
     close_mosaic: float = augmentation_option(
         0.1, "share of the run, at its end, without mosaic and mixup", **SHARE
     )
+    eval_tile: int = eval_tile_option()
+    eval_overlap: float = eval_overlap_option()
     pictures: int = evaluation_option(
         6, "validation images drawn at each evaluation", at_least=0, resume="free"
     )
@@ -100,6 +104,11 @@ class DetectionOptions(TrainingOptions):
             UserError: the sentence for the user.
         """
         super().check()
+        if self.eval_tile and self.has_masks:
+            raise UserError(
+                f"--model {self.model} finds masks, which are not joined across tiles: leave out "
+                "--eval_tile."
+            )
         source = self.dataset.partition(":")[0]
         if self.needs_masks and source in WITHOUT_MASKS:
             asking = f"--model {self.model}" if self.has_masks else "--copy_paste"

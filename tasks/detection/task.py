@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from engine.plan import Plan
 from engine.task import Batch, Evaluation, Losses, Tally, Task, evenly_spaced_samples
 from figures.sheet import contact_sheet
-from models.detector_interface import on_cpu
+from models.detector_interface import DetectorLosses, on_cpu
 from tasks.detection.batches import collate_eval, collate_train
 from tasks.detection.dataset import EvalDataset, Reader, TrainDataset
-from tasks.detection.figures import detection_panel, pr_curves_figure, with_crowds
+from tasks.detection.figures import detection_panel, drawn_truth, pr_curves_figure, with_crowds
 from tasks.detection.inference import DetectionInference, DetectionResult
 from tasks.detection.metrics import ImageRecord, Precision, average_precision
 from tasks.detection.options import DetectionOptions
@@ -40,12 +40,15 @@ class Detection(Task):
     ) -> None:
         self.options, self.data, self.device = options, data, device
         self.inference = DetectionInference(options, data.classes, data.colors, device)
+        self.inference.at_once = plan.batch_size
         mosaic_until = round(plan.total_samples * (1 - options.close_mosaic))
         augment = TrainTransform(options, mosaic_until)
         masks = options.has_masks
         reader = Reader(data.train, options.needs_masks)
         self.train_data = TrainDataset(reader, augment, options.seed, masks)
-        self.val_data = EvalDataset(Reader(data.val, masks), self.inference.letterbox, masks)
+        self.val_data = EvalDataset(
+            Reader(data.val, masks), self.inference.letterbox, masks, bool(self.inference.tiles)
+        )
         self.identity = {"classes": data.classes}
         self.dtype = self.inference.dtype
 
@@ -85,7 +88,7 @@ class Detection(Task):
         for batch in map(self.to_device, batches):
             # Two-stage detectors compute their loss on randomly drawn proposals.
             torch.manual_seed(int(batch["index"][0]))
-            losses, found = model(batch["image"], _targets(batch), detect=True)
+            losses, found = self._losses_and_objects(model, batch)
             sums["loss"] += sum(losses.parts.values())
             by_positives = model.divides_by == "positives"
             sums["denominator"] += losses.positives if by_positives else len(batch["image"])
@@ -93,9 +96,20 @@ class Detection(Task):
                 image_record,
                 batch["index"].tolist(),
                 batch["truth"],
-                self.inference.in_original(found, _metas(batch)),
+                found,
             )
         return Tally(sums, records)
+
+    def _losses_and_objects(
+        self, model: nn.Module, batch: Batch
+    ) -> tuple[DetectorLosses, list[DetectionResult]]:
+        """The loss of letterboxed images, and what is found in them, or in tiles of the originals."""
+        if tiles := self.inference.tiles:
+            losses = model(batch["image"], _targets(batch))
+            pictures = batch["picture"]
+            return losses, [self.inference.in_tiles(model, each, tiles) for each in pictures]
+        losses, found = model(batch["image"], _targets(batch), detect=True)
+        return losses, self.inference.in_original(found, _metas(batch))
 
     def score(self, sums: dict[str, Tensor], records: list[ImageRecord]) -> Evaluation:
         """COCO's average precision and recall, also per class and of masks; the loss."""
@@ -125,11 +139,14 @@ class Detection(Task):
             )
         panels = []
         for sample in evenly_spaced_samples(self.val_data, self.options.pictures):
-            (found,) = on_cpu(model(self.to_device(collate_eval([sample]))["image"]))
+            image, truth = sample["image"], with_crowds(sample)
+            if tiles := self.inference.tiles:
+                image, truth = sample["picture"], drawn_truth(sample["truth"])
+                found = self.inference.in_tiles(model, image, tiles).to_draw()
+            else:
+                (found,) = on_cpu(model(self.inference.of_bytes(model, image[None])))
             score = self.options.picture_score
-            panels.append(
-                detection_panel(sample["image"], with_crowds(sample), found, *names, score)
-            )
+            panels.append(detection_panel(image, truth, found, *names, score))
         return figures | ({"predictions": contact_sheet(panels, *names)} if panels else {})
 
 

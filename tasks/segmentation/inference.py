@@ -46,7 +46,16 @@ class SegmentationInference(Inference):
     """Segmentation without its data."""
 
     task = "segmentation"
-    saved = ("model", "backbone", "aux_loss", "eval_size", "hflip", "scale_range")
+    saved = (
+        "model",
+        "backbone",
+        "aux_loss",
+        "eval_size",
+        "eval_tile",
+        "eval_overlap",
+        "hflip",
+        "scale_range",
+    )
 
     def usual_scaling(self) -> PixelScaling:
         """ImageNet's, for every model."""
@@ -130,7 +139,7 @@ class SegmentationInference(Inference):
         def logits_of(windows: Tensor) -> Tensor:
             return self.logits(model, self.of_bytes(model, windows), windows.shape[-2:])
 
-        parts = blended(logits_of, picture, self.tiles, self.at_once)
+        parts = blended(logits_of, picture, self.tiles, len(self.classes), self.at_once)
         if shape == tuple(size):
             yield from parts
             return

@@ -9,6 +9,8 @@ from engine.options import (
     augmentation_option,
     color_jitter_option,
     data_option,
+    eval_overlap_option,
+    eval_tile_option,
     evaluation_option,
     length_option,
     model_option,
@@ -62,6 +64,8 @@ class SegmentationOptions(TrainingOptions):
         length=2,
         at_least=16,
     )
+    eval_tile: int = eval_tile_option()
+    eval_overlap: float = eval_overlap_option()
     pictures: int = evaluation_option(
         4, "validation images drawn at each evaluation", at_least=0, resume="free"
     )

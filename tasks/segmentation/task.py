@@ -24,6 +24,8 @@ from tasks.segmentation.figures import segmentation_panel
 from tasks.segmentation.inference import SegmentationInference
 from tasks.segmentation.loss import (
     cross_entropy_sum,
+    dice_counts,
+    dice_of_counts,
     dice_sum,
     median_frequency_weights,
     weight_sum,
@@ -64,6 +66,7 @@ class Segmentation(Task):
     ) -> None:
         self.options, self.data, self.device = options, data, device
         self.inference = SegmentationInference(options, data.classes, data.colors, device)
+        self.inference.at_once = plan.batch_size
         reader = Reader(data.train, data.rule)
         augment = train_transform(
             crop_size=tuple(options.crop_size),
@@ -141,16 +144,41 @@ class Segmentation(Task):
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         sums = {"confusion": zero.expand(classes, classes).clone()}
         sums |= {name: zero.clone() for name in ("ce", "dice", "pixels", "images")}
-        for batch in (self.to_device(group) for groups in batches for group in groups):
-            logits = self.predict(model, batch)
-            for name, value in self._loss_sums(logits, batch["mask"]).items():
-                sums[name] += value
-            sums["pixels"] += self.denominators(batch)["pixels"]
-            sums["images"] += len(batch["mask"])
-            sums["confusion"] += multiclass_confusion_matrix(
-                logits.argmax(1), batch["mask"], classes, ignore_index=IGNORE, validate_args=False
-            )
+        for images in self._of_one_kind(batches):
+            dice = []
+            for logits, mask in self._parts(model, images):
+                sums["ce"] += cross_entropy_sum(logits, mask, self.class_weights)
+                sums["pixels"] += weight_sum(mask, self.class_weights).double()
+                sums["confusion"] += multiclass_confusion_matrix(
+                    logits.argmax(1), mask, classes, ignore_index=IGNORE, validate_args=False
+                )
+                if self.options.loss == "ce_dice":
+                    dice.append(dice_counts(logits, mask))
+            if dice:
+                counts = tuple(sum(parts) for parts in zip(*dice, strict=True))
+                sums["dice"] += dice_of_counts(counts)
+            sums["images"] += len(images["mask"])
         return Tally(sums)
+
+    def _of_one_kind(self, batches: Iterator[list[dict[str, Tensor]]]) -> Iterator[Batch]:
+        """Images and masks that are computed together: of one size, or in tiles a single one."""
+        for group in (group for groups in batches for group in groups):
+            if self.inference.tiles:
+                pairs = zip(group["image"].split(1), group["mask"].split(1), strict=True)
+                yield from ({"image": image, "mask": mask} for image, mask in pairs)
+            else:
+                yield group
+
+    def _parts(self, model: nn.Module, images: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits (B, K, h, w) and masks int64 (B, h, w) of parts of images, which cover them."""
+        if not self.inference.tiles:
+            batch = self.to_device(images)
+            yield self.predict(model, batch), batch["mask"]
+            return
+        mask = images["mask"]
+        parts = self.inference.in_tiles(model, images["image"][0], tuple(mask.shape[-2:]))
+        for window, logits in parts:
+            yield logits[None], window.of(mask).to(self.device).long()
 
     def score(self, sums: dict[str, Tensor], records: list) -> Evaluation:
         """Mean IoU, the IoU of every class that occurs, pixel accuracy and loss."""
@@ -163,10 +191,9 @@ class Segmentation(Task):
         """The same validation images every time, beside truth and prediction."""
         panels = []
         for sample in evenly_spaced_samples(self.val_data, self.options.pictures):
-            prediction = self.predict(model, self.to_device(collate_train([sample]))).argmax(1)[0]
-            panels.append(
-                segmentation_panel(sample["image"], sample["mask"], prediction, self.data.colors)
-            )
+            image, truth = sample["image"], sample["mask"]
+            (found,) = self.inference.results(model, image[None], [{"size": tuple(truth.shape)}])
+            panels.append(segmentation_panel(image, truth, found.mask, self.data.colors))
         if not panels:
             return {}
         return {"predictions": contact_sheet(panels, self.data.classes, self.data.colors)}

@@ -14,6 +14,7 @@ def blended(
     logits_of: Callable[[Tensor], Tensor],
     picture: Tensor,
     tiles: Tiles,
+    classes: int,
     at_once: int,
 ) -> Iterator[tuple[Window, Tensor]]:
     """The logits of a picture, in parts that cover it.
@@ -27,6 +28,7 @@ def blended(
         logits_of: maps a batch of windows, uint8 (B, 3, h, w) on the CPU, to logits (B, K, h, w).
         picture: uint8 (3, H, W) on the CPU.
         tiles: their size and overlap.
+        classes: K.
         at_once: windows in a batch.
 
     Yields:
@@ -36,8 +38,9 @@ def blended(
     rows, columns = tiles.starts(height), tiles.starts(width)
     down, across = tiles.weights(height), tiles.weights(width)
     size = min(tiles.side, height), min(tiles.side, width)
-    buffer = None
-    for left, right in _bands(columns, width, size, logits_of, picture):
+    widest = max(2 * size[1], VALUES // (classes * size[0]))
+    for left in range(0, width, widest):
+        right = min(left + widest, width)
         inside = [n for n, x in enumerate(columns) if x < right and x + size[1] > left]
         buffer = None
         for row, top in enumerate(rows):
@@ -57,20 +60,3 @@ def blended(
             buffer = torch.cat(
                 [buffer[:, below - top :], torch.zeros_like(buffer[:, : below - top])], 1
             )
-
-
-def _bands(
-    columns: list[int],
-    width: int,
-    size: tuple[int, int],
-    logits_of: Callable[[Tensor], Tensor],
-    picture: Tensor,
-) -> Iterator[tuple[int, int]]:
-    """From which column to which each band goes."""
-    classes = logits_of(Window(0, 0, *size).of(picture)[None]).shape[1] if len(columns) > 1 else 1
-    widest = max(2 * size[1], VALUES // (classes * size[0]))
-    left = 0
-    while left < width:
-        right = width if width - left <= widest else left + widest
-        yield left, right
-        left = right
