@@ -79,12 +79,8 @@ def _with_those_of_weights(
     parser.set_defaults({"model": ""})
     if parser.parse_args(words).model:
         return values
-    own = {field.name: field.metadata["group"] for field in dataclasses.fields(options_class)}
-    named = {
-        name: value
-        for name, value in about.options.items()
-        if own.get(name) in ("model", "evaluation and files")
-    }
+    own = {field.name for field in dataclasses.fields(options_class)}
+    named = {name: value for name, value in about.options.items() if name in own}
     parser.set_defaults(named)
     shown = " ".join(f"--{k} {_shown(v)}" for k, v in named.items() if v is not None)
     print(f"As {weights} says, where nothing else is given: {shown}")

@@ -23,6 +23,7 @@ from engine.about import About, read_about
 from engine.inference import EXCHANGED, Inference, set_eps
 from engine.prepare import use_channels_last
 from errors import UserError
+from inference.averaging import averaged
 from inference.tasks import TASKS, inference_class, with_options
 from models.find_weights import find_weights
 from models.weights import read_weights
@@ -69,8 +70,9 @@ class Trained:
             raise UserError("Objects with masks are not joined across tiles: leave out --tile.")
         self.inference.tiles = Tiles(side, overlap) if side else None
 
-    def set_tta(self, names) -> None:
-        pass
+    def use_tta(self, names: Sequence[str]) -> None:
+        """Look at changed copies of every input too; see ``inference.averaging.averaged``."""
+        self.network = averaged(self.network, self.about, names)
 
     def predict(self, media: Any, batch_size: int = 8) -> Any:
         """What the network makes of one input or of several.

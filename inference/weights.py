@@ -32,7 +32,7 @@ def load_model(options: PredictOptions, accelerator: Accelerator) -> Trained:
     model.inference.at_once = options.batch_size
     if options.tile is not None:
         model.use_tiles(options.tile, options.overlap)
-    model.set_tta(options.tta)
+    model.use_tta(options.tta)
     return model
 
 

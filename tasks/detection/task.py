@@ -103,7 +103,7 @@ class Detection(Task):
     def _losses_and_objects(
         self, model: nn.Module, batch: Batch
     ) -> tuple[DetectorLosses, list[DetectionResult]]:
-        """The loss of letterboxed images, and what is found in them, or in tiles of the originals."""
+        """The loss of letterboxed images, and what is in them, or in tiles of the originals."""
         if tiles := self.inference.tiles:
             losses = model(batch["image"], _targets(batch))
             pictures = batch["picture"]

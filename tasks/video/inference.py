@@ -33,6 +33,8 @@ class VideoInference(Inference):
         "eval_clips",
         "eval_crops",
         "hflip",
+        "short_side",
+        "crop_area",
     )
 
     def usual_scaling(self) -> PixelScaling:
