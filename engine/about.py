@@ -74,6 +74,28 @@ def read_about(path: str | Path) -> About | None:
     return None if text is None else parse_about(text, str(path))
 
 
+def refuse_other_classes(path: str | Path, classes: list[str]) -> None:
+    """Make sure that data of ``classes`` can be scored with a file's weights.
+
+    Raises:
+        UserError: the file says that its class ids mean others.
+    """
+    about = read_about(path)
+    if about is not None and about.classes != classes:
+        raise UserError(different_classes("the data", classes, about.classes))
+
+
+def different_classes(what: str, theirs: list[str], ours: list[str]) -> str:
+    """The sentence that refuses data of other classes than the weights'."""
+    pairs = zip(theirs, ours, strict=False)
+    first = next((f"first {a} instead of {b}" for a, b in pairs if a != b), None)
+    return (
+        f"The classes of {what} are not those of the weights "
+        f"({first or f'{len(theirs)}, not {len(ours)}'}), so the scores would mean nothing: take "
+        "the data that the weights were trained on, or give its class names in the weights' order."
+    )
+
+
 def parse_about(text: str, where: str) -> About:
     """The About in a header's entry.
 

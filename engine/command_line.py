@@ -74,13 +74,20 @@ def _with_those_of_weights(
     if not options_class.task or weights in NAMED_WEIGHTS:
         return values
     about = read_about(find_weights(weights))
-    if about is None or about.task != options_class.task:
+    if about is None:
+        return values
+    if about.task != options_class.task:
+        if values.eval_only:
+            raise UserError(f"{weights} was trained for {about.task}: use its own script.")
         return values
     parser.set_defaults({"model": ""})
     if parser.parse_args(words).model:
         return values
-    own = {field.name for field in dataclasses.fields(options_class)}
+    own = {field.name: default_of(field) for field in dataclasses.fields(options_class)}
     named = {name: value for name, value in about.options.items() if name in own}
+    for name, value in named.items():  # train_pipeline.py has one number for a square
+        if isinstance(own[name], int) and isinstance(value, list):
+            named[name] = value[0]
     parser.set_defaults(named)
     shown = " ".join(f"--{k} {_shown(v)}" for k, v in named.items() if v is not None)
     print(f"As {weights} says, where nothing else is given: {shown}")

@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
+from engine.about import different_classes
 from errors import UserError
 from inference.options import PredictOptions, named_values
 from inference.sources import Input, out_names
@@ -75,19 +76,6 @@ def _reader(task: str, rows: Any, data: Any, options: Any) -> Any:
     if task == "video":
         return reader(rows, data.open, options.decoder)
     return reader(rows, len(data.classes))
-
-
-def different_classes(dataset: str, theirs: list[str], ours: list[str]) -> str:
-    """The sentence that refuses data of other classes than the weights'."""
-    first = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), None)
-    where = (
-        f"first {first[0]} instead of {first[1]}" if first else f"{len(theirs)}, not {len(ours)}"
-    )
-    return (
-        f"The classes of {dataset} are not those of the weights ({where}): the scores would be of "
-        "other classes; choose the data that the weights were trained on, or give its class names "
-        "in their order with --data_options class_names=..."
-    )
 
 
 def unique(names: list[str]) -> list[str]:
