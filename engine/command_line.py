@@ -12,18 +12,20 @@ import textwrap
 import types
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from engine.options import FILES, GROUPS, CommonOptions, default_of
+from engine.about import read_about
+from engine.options import FILES, GROUPS, Options, default_of
 from errors import UserError
+from models.find_weights import NAMED_WEIGHTS, find_weights
 
 if TYPE_CHECKING:
     import jsonargparse
 
-Options = TypeVar("Options", bound=CommonOptions)
+Given = TypeVar("Given", bound=Options)
 
 HELP_WIDTH, HELP_COLUMN = 100, 30
 
 
-def parse(options_class: type[Options], description: str, args: list[str] | None = None) -> Options:
+def parse(options_class: type[Given], description: str, args: list[str] | None = None) -> Given:
     """Read the options from the command line, over those of ``--config`` files.
 
     ``--help`` prints the options in their groups and ends the process.
@@ -52,7 +54,7 @@ def parse(options_class: type[Options], description: str, args: list[str] | None
     words = _join_lists(words, options_class)
     _check_config_files(words, options_class)
     try:
-        values = parser.parse_args(words)
+        values = _with_those_of_weights(parser, words, options_class)
     except (
         jsonargparse.ArgumentError,
         yaml.YAMLError,
@@ -70,7 +72,39 @@ def parse(options_class: type[Options], description: str, args: list[str] | None
     return options
 
 
-def help_text(options_class: type[CommonOptions], description: str, script: str) -> str:
+def _with_those_of_weights(
+    parser: "jsonargparse.ArgumentParser", words: list[str], options_class: type[Options]
+) -> Any:
+    """The parsed values; without ``--model``, the model is the one that ``--weights`` names.
+
+    With it come the other options of the model and its evaluation that are left out.
+    """
+    values = parser.parse_args(words)
+    weights = getattr(values, "weights", "none")
+    if not options_class.task or weights in NAMED_WEIGHTS:
+        return values
+    about = read_about(find_weights(weights))
+    if about is None:
+        return values
+    if about.task != options_class.task:
+        if values.eval_only:
+            raise UserError(f"{weights} was trained for {about.task}: use its own script.")
+        return values
+    parser.set_defaults({"model": ""})
+    if parser.parse_args(words).model:
+        return values
+    own = {field.name: default_of(field) for field in dataclasses.fields(options_class)}
+    named = {name: value for name, value in about.options.items() if name in own}
+    for name, value in named.items():  # train_pipeline.py has one number for a square
+        if isinstance(own[name], int) and isinstance(value, list):
+            named[name] = value[0]
+    parser.set_defaults(named)
+    shown = " ".join(f"--{k} {_shown(v)}" for k, v in named.items() if v is not None)
+    print(f"As {weights} says, where nothing else is given: {shown}")
+    return parser.parse_args(words)
+
+
+def help_text(options_class: type[Options], description: str, script: str) -> str:
     """What ``--help`` prints: every option with its choices, meaning and default, by group."""
     width = min(HELP_WIDTH, shutil.get_terminal_size((HELP_WIDTH, 24)).columns)
     lines = [f"usage: {script} [--option value ...]", "", description.strip()]
@@ -122,15 +156,17 @@ def _shown(default: Any) -> str:
 
 def _join_lists(words: list[str], options_class: type) -> list[str]:
     """``--crop_size 96 96`` as ``--crop_size=[96,96]``; shells want the brackets quoted."""
-    types_of = get_type_hints(options_class)
-    lists = {f"--{name}": str(kind) for name, kind in types_of.items() if "list[" in str(kind)}
+    types_of = {f"--{name}": str(kind) for name, kind in get_type_hints(options_class).items()}
+    lists = {flag for flag, kind in types_of.items() if "list[" in kind}
+    texts = {flag for flag, kind in types_of.items() if "list[str]" in kind}
+    only_texts = {flag for flag, kind in types_of.items() if kind == "list[str]"}
     joined: list[str] = []
     while words:
         word, *words = words
         values = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
-        if word in lists and len(values) > 1:
+        if word in lists and len(values) > (word not in only_texts):
             words = words[len(values) :]
-            if "list[str]" in lists[word]:  # also where they look like numbers
+            if word in texts:  # quoted, since texts may look like numbers and hold any character
                 values = [json.dumps(value, ensure_ascii=False) for value in values]
             word = f"{word}=[{','.join(values)}]"
         joined.append(word)

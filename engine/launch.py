@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from engine.cluster import join_tasks
-from engine.command_line import Options, parse
-from engine.options import CommonOptions
+from engine.command_line import Given, parse
+from engine.options import CommonOptions, Options
 from engine.run_folder import continues, refuse_other_run
 from errors import UserError
 
@@ -59,7 +59,7 @@ NO_SHARED_MEMORY = (
 )
 
 
-def read_options(options_class: type[Options], description: str) -> Options:
+def read_options(options_class: type[Given], description: str) -> Given:
     """Read the options, at the top of a script.
 
     A mistake in them, or an output folder that holds another run, ends the process with one
@@ -73,16 +73,17 @@ def read_options(options_class: type[Options], description: str) -> Options:
         logging.disable(logging.WARNING)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it lives as long as the process)
 
-    def read() -> Options:
+    def read() -> Given:
         options = parse(options_class, description)
-        if options.output_dir and not options.check_data and not continues(options):
+        trains = isinstance(options, CommonOptions) and not options.check_data
+        if trains and options.output_dir and not continues(options):
             refuse_other_run(Path(options.output_dir))
         return options
 
     return _guarded(read)
 
 
-def run(main: Callable[[Options], int], options: Options) -> None:
+def run(main: Callable[[Given], int], options: Given) -> None:
     """Run a script's ``main`` and end the process with the exit status that it returns.
 
     A UserError ends it with status 2 and one sentence, any other error with status 1 and a
@@ -166,7 +167,7 @@ def _fail(message: str, status: int) -> NoReturn:
     os._exit(status)
 
 
-def create_accelerator(options: CommonOptions) -> "Accelerator":
+def create_accelerator(options: Options) -> "Accelerator":
     """Choose the device and join the other processes.
 
     Without a CUDA device the processes of a multi-GPU launch form one gloo group. Accelerate alone

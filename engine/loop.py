@@ -26,6 +26,7 @@ from torch import Tensor
 
 from data.decode import SampleError
 from data.stream import SampleStream
+from engine.about import About
 from engine.background import BackgroundWriter
 from engine.checkpoint import Checkpoint, save_checkpoint, save_state, weights_bytes
 from engine.collectives import from_main_process, gather_lists, sum_over_processes
@@ -186,6 +187,10 @@ class Loop(ABC):
     @abstractmethod
     def _figures(self, details: Any) -> dict[str, Tensor]:
         """The figures of an evaluation (main process)."""
+
+    @abstractmethod
+    def _about(self) -> About:
+        """What the best weights have to say about themselves (main process)."""
 
     @abstractmethod
     def _summary(self) -> dict[str, Any]:
@@ -373,7 +378,7 @@ class Loop(ABC):
         """What writes the best weights, if they are these, and the checkpoint's progress."""
         state = self.state.progress.to_checkpoint(self.options, self.identity)
         state["data"] = self.digests
-        metadata = best_metadata(self.state.progress.best)
+        metadata = self._about().to_header() | best_metadata(self.state.progress.best)
         copy = on_host(weights)
         saved = self.saved_step == self.state.progress.step
 

@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from errors import UserError
 
@@ -23,6 +23,11 @@ GROUPS = (
     "optimisation",
     "augmentation",
     "evaluation and files",
+    "weights",
+    "input",
+    "prediction",
+    "output",
+    "file",
 )
 
 # Options that name a file or folder.
@@ -107,6 +112,11 @@ def option(
     optimisation_option,
     augmentation_option,
     evaluation_option,
+    weights_option,
+    input_option,
+    prediction_option,
+    output_option,
+    file_option,
 ) = (partial(option, group) for group in GROUPS)
 
 
@@ -117,8 +127,45 @@ def default_of(field: dataclasses.Field) -> Any:
 
 
 @dataclass
-class CommonOptions:
-    """The options of every script."""
+class Options:
+    """The options of any script."""
+
+    task: ClassVar[str] = ""
+    deterministic: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """Refuse values out of range, before any work; subclasses add what relates options.
+
+        Raises:
+            UserError: names the option, its value and the range.
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None and default_of(field) is not None:
+                raise UserError(f"--{field.name} has no value; give one, or leave it out.")
+            if value == "" and default_of(field) != "":
+                raise UserError(
+                    f"--{field.name} is empty, perhaps an unset variable of the shell; give a "
+                    "value, or leave it out."
+                )
+            _check_range(field, value)
+
+    def check_launch(self, processes: int, on_cpu: bool, precision: str) -> None:
+        """Refuse what the options and the launch make impossible together, before any work.
+
+        Args:
+            processes: of the job.
+            on_cpu: whether they compute on the CPU.
+            precision: Accelerate's mixed precision: no, bf16, fp16 or fp8.
+
+        Raises:
+            UserError: says what to give or how to launch instead.
+        """
+
+
+@dataclass
+class CommonOptions(Options):
+    """The options of every training script."""
 
     dataset: str = data_option("synthetic", "data source; docs/data.md lists them")
     data_dir: str | None = data_option(None, "folder of the data set", resume="free")
@@ -163,7 +210,7 @@ class CommonOptions:
     model: str = model_option("", "model name; docs/models.md lists them")
     weights: str = model_option(
         "none",
-        "none, default (pretrained, downloaded), backbone (only the backbone pretrained) or a file",
+        "none, default (pretrained), backbone (its part alone), a file, a run's folder or hub:NAME",
     )
     double: bool = model_option(False, "compute in float64, to compare runs beyond rounding")
     deterministic: bool = model_option(
@@ -215,21 +262,9 @@ class CommonOptions:
     cpu: bool = evaluation_option(False, "use the CPU although there is a GPU", resume="free")
 
     def check(self) -> None:
-        """Refuse values out of range, before any work; subclasses add what relates options.
-
-        Raises:
-            UserError: names the option, its value and the range.
-        """
+        """Refuse values out of range, and options that the data set has no use for."""
+        super().check()
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is None and default_of(field) is not None:
-                raise UserError(f"--{field.name} has no value; give one, or leave it out.")
-            if value == "" and default_of(field) != "":
-                raise UserError(
-                    f"--{field.name} is empty, perhaps an unset variable of the shell; give a "
-                    "value, or leave it out."
-                )
-            _check_range(field, value)
             self._refuse_useless(field)
         for name in ("batch_size", "global_batch_size", "grad_accum", "microbatches"):
             if getattr(self, name, 0) > MOST_SAMPLES:
@@ -260,16 +295,7 @@ class CommonOptions:
                 raise UserError(f"--val_group is no regular expression ({error}).") from None
 
     def check_launch(self, processes: int, on_cpu: bool, precision: str) -> None:
-        """Refuse what the options and the launch make impossible together, before any work.
-
-        Args:
-            processes: of the job.
-            on_cpu: whether they compute on the CPU.
-            precision: Accelerate's mixed precision: no, bf16, fp16 or fp8.
-
-        Raises:
-            UserError: says what to give or how to launch instead.
-        """
+        """Refuse what the options and the launch make impossible together."""
         if self.double and precision != "no":
             raise UserError("--double computes in float64; launch it with --mixed_precision no.")
 
@@ -416,6 +442,21 @@ class TrainingOptions(CommonOptions):
             )
         return batch_size
 
+
+# ``--eval_tile`` and ``--eval_overlap``, of the tasks that can work in tiles.
+eval_tile_option = partial(
+    evaluation_option,
+    0,
+    "cut validation pictures into squares of so many pixels (0: look at them whole)",
+    at_least=0,
+)
+eval_overlap_option = partial(
+    evaluation_option,
+    0.25,
+    "share of such a square that the next one shows too",
+    at_least=0,
+    at_most=0.5,
+)
 
 # ``--color_jitter``, which every task has, with a default of its own.
 color_jitter_option = partial(

@@ -48,7 +48,12 @@ def prepare_model(
         exchange_locally()
     model.to(accelerator.device, torch.float64 if options.double else torch.float32)
     if options.channels_last:
-        for module in model.modules():
-            if type(module) in MEMORY_FORMATS:
-                module.to(memory_format=MEMORY_FORMATS[type(module)])
+        use_channels_last(model)
     return model, norm
+
+
+def use_channels_last(model: nn.Module) -> None:
+    """Give the convolutions the channels-last memory format, in place."""
+    for module in model.modules():
+        if type(module) in MEMORY_FORMATS:
+            module.to(memory_format=MEMORY_FORMATS[type(module)])

@@ -4,11 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from data.sources import evenly_spaced
+from engine.inference import Inference
 
 Batch = dict[str, Any]
 
@@ -63,6 +63,7 @@ class Task(ABC):
         train_data: maps a ``data.stream.SampleKey`` to a sample; ``train_data.name(index)`` is the
             file of a sample.
         val_data: maps an index to a sample.
+        inference: what leads from an input to a result, without the data.
         collate_train: makes a batch of training samples, all of one shape.
         collate_eval: makes a batch, or a list of batches, of evaluation samples.
     """
@@ -72,6 +73,7 @@ class Task(ABC):
     identity: dict[str, Any]
     train_data: Dataset
     val_data: Dataset
+    inference: Inference
     collate_train: Callable[[list], Batch]
     collate_eval: Callable[[list], Any]
 
@@ -143,8 +145,3 @@ def evenly_spaced_samples(dataset: Dataset, count: int) -> Iterator[Any]:
     if count:
         for index in evenly_spaced(len(dataset), count).tolist():
             yield dataset[index]
-
-
-def compute_dtype(double: bool) -> torch.dtype:
-    """The type that ``--double`` asks for."""
-    return torch.float64 if double else torch.float32

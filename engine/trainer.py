@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from engine.about import About, refuse_other_classes
 from engine.captured_step import CapturedStep, captures, graph_recorder
 from engine.evaluation import Evaluator
 from engine.loaders import Loading, count_workers, train_batches
@@ -32,7 +33,8 @@ from engine.state import Progress, State
 from engine.step import OptimizerStep
 from engine.task import Batch, Evaluation, Task
 from errors import UserError
-from models.weights import NAMED_WEIGHTS, refuse_incomplete
+from models.find_weights import NAMED_WEIGHTS, find_weights
+from models.weights import refuse_incomplete
 from norm import COMPILE_OPTIONS, Disagreement, NormChoice, rank_disagreement
 
 
@@ -89,6 +91,7 @@ class Trainer(Loop):
         checkpoint = self._resume(State(model, ema, optimizer, accelerator.scaler, Progress()))
         if options.eval_only and not checkpoint and options.weights not in NAMED_WEIGHTS:
             refuse_incomplete(model, options.weights)
+            refuse_other_classes(find_weights(options.weights), task.inference.classes)
         self.first_step = self.state.progress.step
         self.train_batches, self.evaluator = self._start_loaders()
         self.loaders = self.train_batches, *self.evaluator.loaders
@@ -179,6 +182,10 @@ class Trainer(Loop):
     def _figures(self, details: Any) -> dict[str, Tensor]:
         with self.evaluator.inference(self.state.evaluated_model):
             return self.task.figures(self.state.evaluated_model, details)
+
+    def _about(self) -> About:
+        model, done = self.state.evaluated_model, self.state.progress
+        return self.task.inference.about(model, self.norm.kind, done.step, done.metrics)
 
     def _summary(self) -> dict[str, Any]:
         norm = {

@@ -41,7 +41,11 @@ def legend(classes: Sequence[str], colors: Sequence[Color], width: int) -> torch
     Returns:
         uint8 (3, H, W); wider than ``width`` only if a single name is.
     """
-    named = [*zip(classes, colors, strict=True), ("ignored", IGNORED_COLOR)]
+    return color_key([*zip(classes, colors, strict=True), ("ignored", IGNORED_COLOR)], width)
+
+
+def color_key(named: Sequence[tuple[str, Color]], width: int) -> torch.Tensor:
+    """Names beside their colours, in rows that fit into ``width`` pixels: uint8 (3, H, W)."""
     entries = [_legend_entry(name, color) for name, color in named]
     widest = max(entry.shape[2] for entry in entries)
     return grid(entries, columns=max(1, (width + GAP) // (widest + GAP)))

@@ -9,15 +9,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from errors import UserError
+from models.find_weights import NAMED_WEIGHTS, find_weights
 
 logger = logging.getLogger(__name__)
-
-# What ``weights`` may be besides the path of a file.
-NAMED_WEIGHTS = ("none", "default", "backbone")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of another file by ``torch.load(weights_only=True)``.
+
+    ``path`` may also be what else ``find_weights`` takes.
 
     They are also found in the dictionaries that training scripts save, under "model" or
     "state_dict". The prefixes of DistributedDataParallel and ``torch.compile`` are removed.
@@ -25,17 +25,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: there is no such file, or no weights can be read from it.
     """
-    path = Path(path)
-    if not path.exists():
-        names = ", ".join(NAMED_WEIGHTS)
-        raise UserError(
-            f"{path} is not a file of weights: pass the path of one, or one of the names {names}."
-        )
-    if path.is_dir():
-        raise UserError(
-            f"{path} is a folder, not a file of weights: pass a file in it, such as "
-            "best.safetensors."
-        )
+    path = find_weights(path)
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)

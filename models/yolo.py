@@ -198,6 +198,24 @@ class Yolo(nn.Module):
         """
         if targets is not None and self.loss is None:
             raise ValueError("This Yolo was built with loss=None, so it takes no targets.")
+        logits, codes, sizes, padded = self.raw(images)
+        with torch.autocast(images.device.type, enabled=False):
+            centers, strides = cells(sizes, padded, codes)
+            boxes = decode(codes, centers, strides)
+            if targets is None:
+                return self._select(boxes, logits, images.shape[-2:])
+            losses = self.loss(logits, boxes, centers, strides, targets)
+            return (losses, self._select(boxes, logits, images.shape[-2:])) if detect else losses
+
+    def raw(self, images: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, int]], tuple[int, int]]:
+        """What the layers compute, in full precision.
+
+        IoU in half precision is too coarse to learn from.
+
+        Returns:
+            Logits (B, A, K), codes of boxes (B, A, 4), (height, width) of each level's map, and of
+            the padded images.
+        """
         height, width = images.shape[-2:]
         padding = (0, -width % self.multiple, 0, -height % self.multiple)
         padded = F.pad((images - self.mean) / self.std, padding)
@@ -206,17 +224,14 @@ class Yolo(nn.Module):
         logits, codes = zip(
             *(head(m) for head, m in zip(self.heads, maps, strict=True)), strict=True
         )
-
-        # The rest is computed in full precision: IoU in half precision is too coarse to learn from.
         dtype = torch.promote_types(logits[0].dtype, torch.float32)
-        with torch.autocast(images.device.type, enabled=False):
-            logits, codes = torch.cat(logits, 1).to(dtype), torch.cat(codes, 1).to(dtype)
-            centers, strides = cells([m.shape[-2:] for m in maps], padded.shape[-2:], codes)
-            boxes = decode(codes, centers, strides)
-            if targets is None:
-                return self._select(boxes, logits, (height, width))
-            losses = self.loss(logits, boxes, centers, strides, targets)
-            return (losses, self._select(boxes, logits, (height, width))) if detect else losses
+        sizes = [m.shape[-2:] for m in maps]
+        return (
+            torch.cat(logits, 1).to(dtype),
+            torch.cat(codes, 1).to(dtype),
+            sizes,
+            padded.shape[-2:],
+        )
 
     def _select(self, boxes: Tensor, logits: Tensor, size: tuple[int, int]) -> list[Detections]:
         limits = {

@@ -1,7 +1,7 @@
 """The options of ``train_pipeline.py``."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from engine.options import (
     CommonOptions,
@@ -16,6 +16,8 @@ from errors import UserError
 @dataclass
 class PipelineOptions(CommonOptions):
     """Options of a network cut over several devices, beside those of every script."""
+
+    task: ClassVar[str] = "classification"
 
     image_column: str = data_option("image", "name of the image column", datasets=("hub",))
     label_column: str = data_option("label", "name of the label column", datasets=("hub",))

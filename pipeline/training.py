@@ -10,8 +10,11 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.masks import default_colors
 from data.pixels import IMAGENET
+from engine.about import About
 from engine.collectives import sum_over_processes
+from engine.inference import compute_dtype
 from engine.loaders import Loading, count_workers
 from engine.loop import Loop
 from engine.loss_buffer import StepRecord, StepSums, signal_flags
@@ -19,7 +22,7 @@ from engine.plan import Plan
 from engine.randomness import naming_what_is_not_deterministic
 from engine.report import peak_memory_bytes
 from engine.state import Progress
-from engine.task import Evaluation, Losses, compute_dtype
+from engine.task import Evaluation, Losses
 from errors import UserError
 from figures.confusion import confusion_figure
 from pipeline.batches import Batch, PipelineBatches, PipelineKeys
@@ -28,7 +31,9 @@ from pipeline.options import PipelineOptions
 from pipeline.schedule import Pipeline, Place, Times, ideal_bubble, measured_bubble
 from pipeline.state import PipelineState
 from tasks.classification.dataset import EvalDataset, Reader, TrainDataset
+from tasks.classification.inference import ClassificationInference
 from tasks.classification.metrics import ClassCounts, class_metrics
+from tasks.classification.options import ClassificationOptions
 from tasks.classification.rows import ClassificationData
 from tasks.classification.transforms import eval_transform, train_transform
 
@@ -136,6 +141,17 @@ class PipelineTrainer(Loop):
             images = images.to(self.device, non_blocking=True).to(self.dtype)
             images = (images - self.mean) / self.std
         return images, None if labels is None else labels.to(self.device, non_blocking=True)
+
+    def _about(self) -> About:
+        inference = ClassificationInference(
+            ClassificationOptions(model=self.options.model, image_size=list(self.options.size)),
+            self.classes,
+            default_colors(len(self.classes) + 1)[1:],
+            self.device,
+            IMAGENET,
+        )
+        done = self.state.progress
+        return inference.about(self.state.model, "bn", done.step, done.metrics)
 
     def _measured(self, record: StepRecord) -> dict[str, float]:
         bubble = measured_bubble(self._take_times(), self.place, self.device)

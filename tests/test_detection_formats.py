@@ -18,8 +18,9 @@ from errors import UserError
 from tasks.detection import instance_masks
 from tasks.detection.dataset import Reader
 from tasks.detection.headers import read_headers
-from tasks.detection.metrics import ImageRecord, average_precision
+from tasks.detection.metrics import average_precision
 from tasks.detection.options import DetectionOptions
+from tasks.detection.records import Records
 from tasks.detection.sources import load_data
 from tasks.segmentation.dataset import Reader as MaskReader
 from tasks.segmentation.options import SegmentationOptions
@@ -546,14 +547,12 @@ def test_a_class_without_validation_objects_counts_in_no_mean():
         "iscrowd": torch.tensor([0]),
         "area": torch.tensor([64.0]),
     }
-    record = ImageRecord(
-        0,
-        (20, 20),
-        truth,
-        np.array([[2.0, 2, 8, 8], [1, 1, 4, 4]]),
-        np.array([0.9, 0.8]),
-        np.array([0, 1]),
-    )
+    detections = {
+        "boxes": np.array([[2.0, 2, 8, 8], [1, 1, 4, 4]]),
+        "scores": np.array([0.9, 0.8]),
+        "labels": np.array([0, 1]),
+    }
+    record = Records.of_image(0, (20, 20), truth, detections)
     found = average_precision([record], ["a", "b"])
     assert found.metrics["ap"] == pytest.approx(1) and list(found.ap_per_class) == ["a"]
 

@@ -1,7 +1,7 @@
 """The options of image classification."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from engine.options import (
     SHARE,
@@ -19,6 +19,8 @@ from engine.options import (
 @dataclass
 class ClassificationOptions(TrainingOptions):
     """Options of classification, beside those of every script."""
+
+    task: ClassVar[str] = "classification"
 
     image_column: str = data_option("image", "name of the image column", datasets=("hub",))
     label_column: str = data_option("label", "name of the label column", datasets=("hub",))

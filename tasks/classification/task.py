@@ -6,19 +6,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from data.masks import default_colors
 from engine.plan import Plan
-from engine.task import Batch, Evaluation, Losses, Tally, Task, compute_dtype
+from engine.task import Batch, Evaluation, Losses, Tally, Task
 from figures.confusion import confusion_figure
-from models.classification import build_classification_model
-from models.pretrained import pixel_scaling
 from tasks.classification.dataset import EvalDataset, Reader, TrainDataset, collate
 from tasks.classification.figures import misclassified_figure
+from tasks.classification.inference import ClassificationInference
 from tasks.classification.loss import cross_entropy_sum
 from tasks.classification.metrics import ClassCounts, Mistake, class_metrics
 from tasks.classification.mixing import Mixing
 from tasks.classification.options import ClassificationOptions
 from tasks.classification.sources import ClassificationData
-from tasks.classification.transforms import eval_transform, train_transform
+from tasks.classification.transforms import train_transform
 
 
 class Details(NamedTuple):
@@ -56,6 +56,8 @@ class Classification(Task):
         device: torch.device,
     ) -> None:
         self.options, self.data, self.device = options, data, device
+        colors = default_colors(len(data.classes) + 1)[1:]
+        self.inference = ClassificationInference(options, data.classes, colors, device)
         size = tuple(options.image_size)
         augment = train_transform(
             size,
@@ -70,29 +72,17 @@ class Classification(Task):
         mixing = Mixing(options.mixup, options.cutmix) if mixes else None
         classes = len(data.classes)
         self.train_data = TrainDataset(Reader(data.train, classes), augment, options.seed, mixing)
-        middle = eval_transform(size, options.crop_ratio)
-        self.val_data = EvalDataset(Reader(data.val, classes), middle)
+        self.val_data = EvalDataset(Reader(data.val, classes), self.inference.transform)
         self.identity = {"classes": data.classes}
-        self.dtype = compute_dtype(options.double)
-        scaling = pixel_scaling(options.model)
-        self.mean, self.std = scaling.of_bytes(self.dtype, device, dims=2)
 
     def build_model(self) -> nn.Module:
         """The network; every one maps images to logits (B, K)."""
-        return build_classification_model(
-            self.options.model,
-            len(self.data.classes),
-            weights=self.options.weights,
-            image_size=tuple(self.options.image_size),
-        )
+        return self.inference.build_model(self.options.weights)
 
     def to_device(self, batch: dict[str, Tensor]) -> Batch:
         """Image to float (B, 3, H, W) with scaled pixels, the rest as it is."""
         moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        image = (moved["image"].to(self.dtype) - self.mean) / self.std
-        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
-        image = image.contiguous(memory_format=layout)
-        return moved | {"image": image}
+        return moved | {"image": self.inference.scaled(moved["image"])}
 
     def losses(self, model: nn.Module, batch: Batch, denominators: dict[str, Tensor]) -> Losses:
         """Cross entropy per image."""
@@ -104,7 +94,7 @@ class Classification(Task):
         counts = ClassCounts(len(self.data.classes), self.device)
         answers = []  # on the device, so that no batch waits for it
         for batch in map(self.to_device, batches):
-            probabilities = model(batch["image"]).to(self.dtype).softmax(1)
+            probabilities = self.inference.probabilities(model, batch["image"])
             counts.add(probabilities, batch["label"])
             if self.options.pictures:
                 best, predictions = probabilities.max(1)

@@ -51,11 +51,13 @@ def collate_eval(samples: list[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         What ``collate_train`` returns, with "truth", a list of dictionaries, and for each image
         "index" int64 (B,), "size" int64 (B, 2) height and width, "scale" and "offset" float64
-        (B, 2) along x and y.
+        (B, 2) along x and y; maybe "picture", a list of the original images.
     """
     batch = collate_train(samples)
     batch["truth"] = [sample["truth"] for sample in samples]
     batch["index"] = torch.tensor([sample["index"] for sample in samples])
     for name in ("size", "scale", "offset"):
         batch[name] = torch.stack([sample[name] for sample in samples])
+    if "picture" in samples[0]:
+        batch["picture"] = [sample["picture"] for sample in samples]
     return batch

@@ -91,6 +91,15 @@ def targets(image: torch.Tensor, truth: Truth) -> Sample:
     return sample
 
 
+def no_objects(image: torch.Tensor) -> Sample:
+    """A picture of which nothing is known, as a sample for the transforms."""
+    return {
+        "image": tv_tensors.Image(image),
+        "boxes": boxes_like(torch.zeros(0, 4), tuple(image.shape[1:])),
+        "labels": torch.zeros(0, dtype=torch.int64),
+    }
+
+
 class TrainDataset(ReaderDataset):
     """Augmented samples; a sample's random state is its own.
 
@@ -130,11 +139,18 @@ class EvalDataset(ReaderDataset):
         reader: of the validation split.
         transform: the letterbox.
         with_masks: whether samples hold masks.
+        with_picture: whether samples hold the original image too, as "picture".
     """
 
-    def __init__(self, reader: Reader, transform: EvalTransform, with_masks: bool = False) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        transform: EvalTransform,
+        with_masks: bool = False,
+        with_picture: bool = False,
+    ) -> None:
         super().__init__(reader)
-        self.transform, self.with_masks = transform, with_masks
+        self.transform, self.with_masks, self.with_picture = transform, with_masks, with_picture
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample of a number.
@@ -149,7 +165,8 @@ class EvalDataset(ReaderDataset):
         """
         image, truth = self.reader.read(index)
         sample = self.transform(targets(image, truth))
-        return _plain(sample, self.with_masks) | {"truth": truth, "index": index}
+        kept = {"picture": image} if self.with_picture else {}
+        return _plain(sample, self.with_masks) | kept | {"truth": truth, "index": index}
 
 
 def _plain(sample: Sample, with_masks: bool) -> dict[str, torch.Tensor]:

@@ -17,7 +17,8 @@ from tasks.detection.geometry import to_letterbox
 from tasks.detection.metrics import RECALLS
 
 # Of images with boxes.
-LABEL_SIZE = 12  # height of the letters in pixels
+LABEL_SIZE = 12  # height of the letters in pixels, at least
+LINES = 40  # of a larger image that they would fill
 LOW, HIGH = 256, 480  # lower images are enlarged to the first height, wider ones shrunk
 DARK, LIGHT = (0, 0, 0), (255, 255, 255)
 
@@ -78,6 +79,13 @@ def with_crowds(sample: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
+def drawn_truth(truth: dict[str, Any]) -> dict[str, Any]:
+    """The truth in the original image, as ``Reader.read`` returns it, for ``detection_panel``."""
+    boxes = truth["boxes"]
+    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    return {"boxes": corners, "labels": truth["labels"], "iscrowd": truth["iscrowd"]}
+
+
 def _scaled(image: torch.Tensor) -> tuple[torch.Tensor, float]:
     """The image at a size that shows boxes and text, and the factor."""
     height, width = image.shape[1:]
@@ -128,33 +136,55 @@ def draw_objects(
         on_top = inside.bool() & (from_here_on == 1)
         image = draw_segmentation_masks(image, on_top, alpha=0.5, colors=inks)
     canvas = F.to_pil_image(image)
-    pen = ImageDraw.Draw(canvas)
+    pen, letters = ImageDraw.Draw(canvas), max(LABEL_SIZE, min(canvas.size) // LINES)
     boxes = (objects["boxes"].double() * factor).round().int().tolist()
     for (left, top, right, bottom), ink in zip(boxes, inks, strict=True):
         # The edges are pixels of the object, so the last ones are one short of the far corner.
         corners = (left, top, max(left, right - 1), max(top, bottom - 1))
-        pen.rectangle(corners, outline=ink, width=2)
-    for box, name, ink in zip(boxes, names, inks, strict=True):  # over all boxes
-        _draw_label(pen, canvas.width, box, name, ink)
+        pen.rectangle(corners, outline=ink, width=max(2, letters // 6))
+    labels = zip(boxes, names, inks, strict=True)
+    _draw_labels(pen, canvas.size, [*labels][::-1], letters)  # over all boxes, the best first
     return F.pil_to_tensor(canvas)
 
 
-def _draw_label(
-    pen: ImageDraw.ImageDraw, canvas_width: int, box: Sequence[int], text: str, ink: Color
+def _draw_labels(
+    pen: ImageDraw.ImageDraw,
+    canvas: tuple[int, int],
+    labels: Sequence[tuple[Sequence[int], str, Color]],
+    letters: int,
 ) -> None:
-    """Write above a box, or into it where there is no room above.
+    """Write what each box is at the first free place of: above it, in it, below it, further down.
 
+    A label that has no room without covering another is left out: its box is there.
     torchvision's ``draw_bounding_boxes`` writes into every box, which hides small objects, and
     beyond the border of the image; and without a font file its letters have one size.
+
+    Args:
+        pen: of the canvas.
+        canvas: its width and height.
+        labels: box, text and colour of each, the most important first.
+        letters: their height in pixels.
     """
-    font, (left, top, *_) = ImageFont.load_default(LABEL_SIZE), box
-    x = max(0, min(left, canvas_width - font.getlength(text)))
-    y = max(0, top - LABEL_SIZE - 2 if top > LABEL_SIZE else top)
-    ends = (x, y, x + font.getlength(text) + 1, y + LABEL_SIZE + 1)
-    pen.rectangle(ends, fill=ink)
-    brightness = 0.299 * ink[0] + 0.587 * ink[1] + 0.114 * ink[2]
-    middle = (x + 1, y + LABEL_SIZE / 2 + 1)
-    pen.text(middle, text, fill=DARK if brightness > 128 else LIGHT, font=font, anchor="lm")
+    font, taken, high = ImageFont.load_default(letters), [], letters + 2
+    for (left, top, _, bottom), text, ink in labels:
+        wide = round(font.getlength(text)) + 2
+        x = max(0, min(left, canvas[0] - wide))
+        places = (top - high, top, bottom, *range(top + high, canvas[1] - high, high))
+        inside = (y for y in places if y >= 0 and (y + high <= canvas[1] or y == top))
+        free = (y for y in inside if not _covers((x, y, x + wide, y + high), taken))
+        y = next(free, None)
+        if y is None:
+            continue
+        taken.append((x, y, x + wide, y + high))
+        pen.rectangle((x, y, x + wide - 1, y + high - 1), fill=ink)
+        brightness = 0.299 * ink[0] + 0.587 * ink[1] + 0.114 * ink[2]
+        color = DARK if brightness > 128 else LIGHT
+        pen.text((x + 1, y + high / 2), text, fill=color, font=font, anchor="lm")
+
+
+def _covers(place: Sequence[int], taken: Sequence[Sequence[int]]) -> bool:
+    left, top, right, bottom = place
+    return any(left < r and x < right and top < b and y < bottom for x, y, r, b in taken)
 
 
 def pr_curves_figure(

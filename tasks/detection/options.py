@@ -1,7 +1,7 @@
 """The options of detection."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from engine.options import (
     SHARE,
@@ -9,6 +9,8 @@ from engine.options import (
     augmentation_option,
     color_jitter_option,
     data_option,
+    eval_overlap_option,
+    eval_tile_option,
     evaluation_option,
     length_option,
     model_option,
@@ -22,6 +24,8 @@ FILES = ("coco", "voc", "yolo", "csv", "labelme", "datumaro", "hub")  # sources 
 @dataclass
 class DetectionOptions(TrainingOptions):
     """Options of detection, beside those of every script."""
+
+    task: ClassVar[str] = "detection"
 
     class_names: str | list[str] | None = data_option(
         None,
@@ -88,6 +92,8 @@ class DetectionOptions(TrainingOptions):
     close_mosaic: float = augmentation_option(
         0.1, "share of the run, at its end, without mosaic and mixup", **SHARE
     )
+    eval_tile: int = eval_tile_option()
+    eval_overlap: float = eval_overlap_option()
     pictures: int = evaluation_option(
         6, "validation images drawn at each evaluation", at_least=0, resume="free"
     )
@@ -112,6 +118,11 @@ class DetectionOptions(TrainingOptions):
             UserError: the sentence for the user.
         """
         super().check()
+        if self.eval_tile and self.has_masks:
+            raise UserError(
+                f"--model {self.model} finds masks, which are not joined across tiles: leave out "
+                "--eval_tile."
+            )
         source = self.dataset.partition(":")[0]
         if self.needs_masks and source in WITHOUT_MASKS:
             asking = f"--model {self.model}" if self.has_masks else "--copy_paste"

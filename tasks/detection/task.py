@@ -7,21 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from engine.plan import Plan
-from engine.task import Batch, Evaluation, Losses, Tally, Task, compute_dtype, evenly_spaced_samples
+from engine.task import Batch, Evaluation, Losses, Tally, Task, evenly_spaced_samples
 from figures.sheet import contact_sheet
-from models.detection import build_detection_model
-from models.detector_interface import on_cpu
-from tasks.detection import instance_masks
+from models.detector_interface import DetectorLosses, on_cpu
 from tasks.detection.batches import collate_eval, collate_train
 from tasks.detection.dataset import EvalDataset, Reader, TrainDataset
-from tasks.detection.figures import detection_panel, pr_curves_figure, with_crowds
-from tasks.detection.geometry import to_original
-from tasks.detection.loss import yolo_losses
+from tasks.detection.figures import detection_panel, drawn_truth, pr_curves_figure, with_crowds
+from tasks.detection.inference import DetectionInference, DetectionResult
 from tasks.detection.metrics import Precision, average_precision
 from tasks.detection.options import DetectionOptions
 from tasks.detection.records import Records
 from tasks.detection.rows import DetectionData
-from tasks.detection.transforms import EvalTransform, TrainTransform
+from tasks.detection.transforms import TrainTransform
 
 
 class Detection(Task):
@@ -43,30 +40,22 @@ class Detection(Task):
         self, options: DetectionOptions, data: DetectionData, plan: Plan, device: torch.device
     ) -> None:
         self.options, self.data, self.device = options, data, device
+        self.inference = DetectionInference(options, data.classes, data.colors, device)
+        self.inference.at_once = plan.batch_size
         mosaic_until = round(plan.total_samples * (1 - options.close_mosaic))
         augment = TrainTransform(options, mosaic_until)
         masks = options.has_masks
         reader = Reader(data.train, options.needs_masks)
         self.train_data = TrainDataset(reader, augment, options.seed, masks)
-        letterbox = EvalTransform(tuple(options.image_size))
-        self.val_data = EvalDataset(Reader(data.val, masks), letterbox, masks)
+        self.val_data = EvalDataset(
+            Reader(data.val, masks), self.inference.letterbox, masks, bool(self.inference.tiles)
+        )
         self.identity = {"classes": data.classes}
-        self.dtype = compute_dtype(options.double)
+        self.dtype = self.inference.dtype
 
     def build_model(self) -> nn.Module:
         """The network; models/detector_interface.py says what goes in and comes out."""
-        options = self.options
-        return build_detection_model(
-            options.model,
-            len(self.data.classes),
-            backbone=options.backbone,
-            weights=options.weights,
-            trainable_layers=options.trainable_layers,
-            image_size=tuple(options.image_size),
-            class_names=self.data.classes,
-            yolo_loss=yolo_losses,
-            max_detections=options.max_detections,
-        )
+        return self.inference.build_model(self.options.weights)
 
     def to_device(self, batch: dict[str, Any]) -> Batch:
         """Image to float (B, 3, H, W) from 0 to 1, targets as they are; the truth isn't moved."""
@@ -75,9 +64,7 @@ class Detection(Task):
             for name in ("image", "boxes", "labels", "masks")
             if name in batch
         }
-        image = moved["image"].to(self.dtype) / 255
-        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
-        image = image.contiguous(memory_format=layout)
+        image = self.inference.scaled(moved["image"])
         return batch | moved | {"image": image, "boxes": moved["boxes"].to(self.dtype)}
 
     def losses(self, model: nn.Module, batch: Batch, denominators: dict[str, Tensor]) -> Losses:
@@ -102,24 +89,28 @@ class Detection(Task):
         for batch in map(self.to_device, batches):
             # Two-stage detectors compute their loss on randomly drawn proposals.
             torch.manual_seed(int(batch["index"][0]))
-            losses, found = model(batch["image"], _targets(batch), detect=True)
+            losses, found = self._losses_and_objects(model, batch)
             sums["loss"] += sum(losses.parts.values())
             by_positives = model.divides_by == "positives"
             sums["denominator"] += losses.positives if by_positives else len(batch["image"])
-            records += [self._record(batch, *each) for each in enumerate(on_cpu(found))]
+            records += map(
+                image_record,
+                batch["index"].tolist(),
+                batch["truth"],
+                found,
+            )
         return Tally(sums, [Records.joined(records)] if records else [])
 
-    def _record(self, batch: dict[str, Any], number: int, found: dict[str, Tensor]) -> Records:
-        """What was found in one image of a batch, in the pixels of the original image."""
-        meta = {name: batch[name][number] for name in ("size", "scale", "offset")}
-        boxes = to_original(found["boxes"], meta)
-        columns = {"labels": found["labels"], "scores": found["scores"].double()}
-        if "masks" in found:
-            pairs = zip(found["masks"].cpu(), boxes, strict=True)
-            columns["rles"] = [instance_masks.encode_original(m, box, meta) for m, box in pairs]
-        boxes[:, 2:] -= boxes[:, :2]
-        index, size = int(batch["index"][number]), tuple(meta["size"].tolist())
-        return Records.of_image(index, size, batch["truth"][number], columns | {"boxes": boxes})
+    def _losses_and_objects(
+        self, model: nn.Module, batch: Batch
+    ) -> tuple[DetectorLosses, list[DetectionResult]]:
+        """The loss of letterboxed images, and what is in them, or in tiles of the originals."""
+        if tiles := self.inference.tiles:
+            losses = model(batch["image"], _targets(batch))
+            pictures = batch["picture"]
+            return losses, [self.inference.in_tiles(model, each, tiles) for each in pictures]
+        losses, found = model(batch["image"], _targets(batch), detect=True)
+        return losses, self.inference.in_original(found, _metas(batch))
 
     def score(self, sums: dict[str, Tensor], records: list[Records]) -> Evaluation:
         """COCO's average precision and recall, also per class and of masks; the loss."""
@@ -149,12 +140,30 @@ class Detection(Task):
             )
         panels = []
         for sample in evenly_spaced_samples(self.val_data, self.options.pictures):
-            (found,) = on_cpu(model(self.to_device(collate_eval([sample]))["image"]))
+            image, truth = sample["image"], with_crowds(sample)
+            if tiles := self.inference.tiles:
+                image, truth = sample["picture"], drawn_truth(sample["truth"])
+                found = self.inference.in_tiles(model, image, tiles).to_draw()
+            else:
+                (found,) = on_cpu(model(self.inference.of_bytes(model, image[None])))
             score = self.options.picture_score
-            panels.append(
-                detection_panel(sample["image"], with_crowds(sample), found, *names, score)
-            )
+            panels.append(detection_panel(image, truth, found, *names, score))
         return figures | ({"predictions": contact_sheet(panels, *names)} if panels else {})
+
+
+def image_record(index: int, truth: dict[str, Any], found: DetectionResult) -> Records:
+    """What is in an image and what was found in it, for ``average_precision``."""
+    columns = {"boxes": found.xywh, "labels": found.labels, "scores": found.scores.double()}
+    if found.rles is not None:
+        columns["rles"] = found.rles
+    return Records.of_image(index, found.size, truth, columns)
+
+
+def _metas(batch: dict[str, Any]) -> list[dict[str, Tensor]]:
+    """Of each image of a batch, what leads from its letterbox back to it."""
+    names = ("size", "scale", "offset")
+    columns = (batch[name] for name in names)
+    return [dict(zip(names, each, strict=True)) for each in zip(*columns, strict=True)]
 
 
 def _targets(batch: dict[str, Any]) -> dict[str, Tensor]:

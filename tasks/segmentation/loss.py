@@ -54,6 +54,19 @@ def dice_sum(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
+    return dice_of_counts(dice_counts(logits, target))
+
+
+def dice_counts(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``dice_sum`` is computed from; those of the parts of an image add up.
+
+    Args:
+        logits: (B, K, H, W).
+        target: class ids (B, H, W), int64, 255 where ignored.
+
+    Returns:
+        Of each image and class, (B, K) each: |P T|, |P| and |T|.
+    """
     valid = target != IGNORE
     probability = (logits.softmax(1) * valid.unsqueeze(1)).flatten(2)
     # Gather and scatter, because a one-hot truth would take K times the memory of the target.
@@ -62,8 +75,14 @@ def dice_sum(logits: Tensor, target: Tensor) -> Tensor:
     none = of_truth.new_zeros(logits.shape[:2])
     overlap = none.scatter_add(1, truth, of_truth)
     pixels = none.scatter_add(1, truth, valid.flatten(1).to(none.dtype))
+    return overlap, probability.sum(2), pixels
+
+
+def dice_of_counts(counts: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """The sum over images that ``dice_sum`` returns, of ``dice_counts``."""
+    overlap, probability, pixels = counts
     present = pixels > 0
-    loss = (1 - 2 * overlap / (probability.sum(2) + pixels).clamp(min=1e-6)) * present
+    loss = (1 - 2 * overlap / (probability + pixels).clamp(min=1e-6)) * present
     return (loss.sum(1) / present.sum(1).clamp(min=1)).sum()
 
 

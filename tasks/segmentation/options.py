@@ -1,7 +1,7 @@
 """The options of segmentation."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from engine.options import (
     SHARE,
@@ -9,6 +9,8 @@ from engine.options import (
     augmentation_option,
     color_jitter_option,
     data_option,
+    eval_overlap_option,
+    eval_tile_option,
     evaluation_option,
     length_option,
     model_option,
@@ -23,6 +25,8 @@ WEIGHTINGS = ("none", "median_frequency")
 @dataclass
 class SegmentationOptions(TrainingOptions):
     """Options of segmentation, beside those of every script."""
+
+    task: ClassVar[str] = "segmentation"
 
     class_names: str | list[str] | None = data_option(
         None,
@@ -72,6 +76,8 @@ class SegmentationOptions(TrainingOptions):
         length=2,
         at_least=16,
     )
+    eval_tile: int = eval_tile_option()
+    eval_overlap: float = eval_overlap_option()
     pictures: int = evaluation_option(
         4, "validation images drawn at each evaluation", at_least=0, resume="free"
     )

@@ -4,15 +4,12 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from data.pixels import IMAGENET
 from engine.loaders import count_workers
 from engine.plan import Plan
-from engine.task import Batch, Evaluation, Losses, Tally, Task, compute_dtype, evenly_spaced_samples
+from engine.task import Batch, Evaluation, Losses, Tally, Task, evenly_spaced_samples
 from errors import UserError
 from figures.sheet import contact_sheet
-from models.segmentation import build_segmentation_model
 from tasks.segmentation.check import survey
 from tasks.segmentation.dataset import (
     EvalDataset,
@@ -22,8 +19,11 @@ from tasks.segmentation.dataset import (
     collate_train,
 )
 from tasks.segmentation.figures import segmentation_panel
+from tasks.segmentation.inference import SegmentationInference
 from tasks.segmentation.loss import (
     cross_entropy_sum,
+    dice_counts,
+    dice_of_counts,
     dice_sum,
     median_frequency_weights,
     weight_sum,
@@ -31,7 +31,7 @@ from tasks.segmentation.loss import (
 from tasks.segmentation.metrics import count_pixels, segmentation_metrics
 from tasks.segmentation.options import SegmentationOptions
 from tasks.segmentation.sources import SegmentationData
-from tasks.segmentation.transforms import eval_transform, train_transform
+from tasks.segmentation.transforms import train_transform
 
 # The denominator of the loss if every pixel is ignored: the loss is then 0.
 TINY = 1e-12
@@ -63,6 +63,8 @@ class Segmentation(Task):
         device: torch.device,
     ) -> None:
         self.options, self.data, self.device = options, data, device
+        self.inference = SegmentationInference(options, data.classes, data.colors, device)
+        self.inference.at_once = plan.batch_size
         reader = Reader(data.train, data.rule)
         augment = train_transform(
             crop_size=tuple(options.crop_size),
@@ -71,11 +73,9 @@ class Segmentation(Task):
             color_jitter=tuple(options.color_jitter),
         )
         self.train_data = TrainDataset(reader, augment, options.seed)
-        resize = eval_transform(options.eval_size)
-        self.val_data = EvalDataset(Reader(data.val, data.rule), resize)
+        self.val_data = EvalDataset(Reader(data.val, data.rule), self.inference.resize)
         self.identity = {"classes": data.classes}
-        self.dtype = compute_dtype(options.double)
-        self.mean, self.std = IMAGENET.of_bytes(self.dtype, device, dims=2)
+        self.dtype = self.inference.dtype
         self.class_weights = self._class_weights(reader)
 
     def _class_weights(self, reader: Reader) -> Tensor | None:
@@ -100,22 +100,13 @@ class Segmentation(Task):
 
         With an auxiliary head, it also returns {"aux": logits (B, K, H, W)} in training.
         """
-        return build_segmentation_model(
-            self.options.model,
-            len(self.data.classes),
-            backbone=self.options.backbone,
-            weights=self.options.weights,
-            aux_loss=self.options.aux_loss > 0,
-        )
+        return self.inference.build_model(self.options.weights)
 
     def to_device(self, batch: dict[str, Tensor]) -> Batch:
         """Images to float (B, 3, H, W) with scaled pixels, masks to int64 (B, H, W)."""
         image = batch["image"].to(self.device, non_blocking=True)
         mask = batch["mask"].to(self.device, non_blocking=True)
-        image = (image.to(self.dtype) - self.mean) / self.std
-        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
-        image = image.contiguous(memory_format=layout)
-        return {"image": image, "mask": mask.long()}
+        return {"image": self.inference.scaled(image), "mask": mask.long()}
 
     def denominators(self, batch: Batch) -> dict[str, Tensor]:
         """The number of pixels that are not ignored, each times the weight of its class."""
@@ -135,11 +126,7 @@ class Segmentation(Task):
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits (B, K, H, W) at the resolution of the mask."""
-        logits = model(batch["image"])["out"].to(self.dtype)
-        size = batch["mask"].shape[-2:]
-        if logits.shape[-2:] != size:
-            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-        return logits
+        return self.inference.logits(model, batch["image"], batch["mask"].shape[-2:])
 
     def evaluate(self, model: nn.Module, batches: Iterator[list[dict[str, Tensor]]]) -> Tally:
         """The confusion matrix (K, K), truth against prediction, the losses and denominators."""
@@ -147,16 +134,40 @@ class Segmentation(Task):
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         sums = {"confusion": zero.expand(classes, classes).clone()}
         sums |= {name: zero.clone() for name in ("ce", "dice", "pixels", "images")}
-        for batch in (self.to_device(group) for groups in batches for group in groups):
-            logits, mask = self.predict(model, batch), batch["mask"]
-            confusion, cross_entropy = count_pixels(logits, mask, self.class_weights)
-            sums["confusion"] += confusion
-            sums["ce"] += cross_entropy
-            if self.options.loss == "ce_dice":
-                sums["dice"] += dice_sum(logits, mask)
-            sums["pixels"] += self.denominators(batch)["pixels"]
-            sums["images"] += len(mask)
+        for images in self._of_one_kind(batches):
+            dice = []
+            for logits, mask in self._parts(model, images):
+                confusion, cross_entropy = count_pixels(logits, mask, self.class_weights)
+                sums["confusion"] += confusion
+                sums["ce"] += cross_entropy
+                sums["pixels"] += weight_sum(mask, self.class_weights).double()
+                if self.options.loss == "ce_dice":
+                    dice.append(dice_counts(logits, mask))
+            if dice:
+                counts = tuple(sum(parts) for parts in zip(*dice, strict=True))
+                sums["dice"] += dice_of_counts(counts)
+            sums["images"] += len(images["mask"])
         return Tally(sums)
+
+    def _of_one_kind(self, batches: Iterator[list[dict[str, Tensor]]]) -> Iterator[Batch]:
+        """Images and masks that are computed together: of one size, or in tiles a single one."""
+        for group in (group for groups in batches for group in groups):
+            if self.inference.tiles:
+                pairs = zip(group["image"].split(1), group["mask"].split(1), strict=True)
+                yield from ({"image": image, "mask": mask} for image, mask in pairs)
+            else:
+                yield group
+
+    def _parts(self, model: nn.Module, images: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits (B, K, h, w) and masks int64 (B, h, w) of parts of images, which cover them."""
+        if not self.inference.tiles:
+            batch = self.to_device(images)
+            yield self.predict(model, batch), batch["mask"]
+            return
+        mask = images["mask"]
+        parts = self.inference.in_tiles(model, images["image"][0], tuple(mask.shape[-2:]))
+        for window, logits in parts:
+            yield logits[None], window.of(mask).to(self.device).long()
 
     def score(self, sums: dict[str, Tensor], records: list) -> Evaluation:
         """Mean IoU, the IoU of every class that occurs, pixel accuracy and loss."""
@@ -169,10 +180,9 @@ class Segmentation(Task):
         """The same validation images every time, beside truth and prediction."""
         panels = []
         for sample in evenly_spaced_samples(self.val_data, self.options.pictures):
-            prediction = self.predict(model, self.to_device(collate_train([sample]))).argmax(1)[0]
-            panels.append(
-                segmentation_panel(sample["image"], sample["mask"], prediction, self.data.colors)
-            )
+            image, truth = sample["image"], sample["mask"]
+            (found,) = self.inference.results(model, image[None], [{"size": tuple(truth.shape)}])
+            panels.append(segmentation_panel(image, truth, found.mask, self.data.colors))
         if not panels:
             return {}
         return {"predictions": contact_sheet(panels, self.data.classes, self.data.colors)}

@@ -40,6 +40,10 @@ class ClipOptions:
             return [0.5]
         return np.linspace(0, 1, self.eval_clips).tolist()
 
+    def numbers(self, times: np.ndarray) -> list[np.ndarray]:
+        """The frames of the clips of an evaluation; ``times`` as for ``clip_numbers``."""
+        return [clip_numbers(times, self, place) for place in self.positions()]
+
 
 def segment(times: np.ndarray, start: float | None, end: float | None) -> tuple[int, int]:
     """The frames shown from ``start`` until before ``end``, in seconds from the first frame.

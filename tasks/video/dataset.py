@@ -163,12 +163,28 @@ class EvalDataset(ReaderDataset):
             SampleError: a clip can't be decoded completely; the message names the file.
         """
         with self.reader.open(index) as sample:
-            places = self.clip.positions()
-            numbers = [clip_numbers(sample.times, self.clip, place) for place in places]
-            # All at once, since the clips share frames or the way to them.
-            frames = sample.read(np.concatenate(numbers), self.short_side)
-        windows = [self.windows(clip) for clip in frames.split(self.clip.frames)]
-        return {"video": torch.cat(windows), "label": sample.label}
+            numbers = self.clip.numbers(sample.times)
+            views = read_views(sample.read, numbers, self.short_side, self.windows)
+        return {"video": views, "label": sample.label}
+
+
+def read_views(
+    read: Callable[[np.ndarray, int], torch.Tensor],
+    clips: list[np.ndarray],
+    short_side: int,
+    windows: Transform,
+) -> torch.Tensor:
+    """Clips of a video, each in its windows: uint8 (clips x windows, T, 3, H, W).
+
+    Args:
+        read: decodes frames; see ``Video.read``.
+        clips: the numbers of each clip's frames.
+        short_side: pixels to which the shorter side of the frames is resized.
+        windows: cuts the windows (N, T, 3, h, w) from a resized clip (T, 3, H, W).
+    """
+    # All at once, since the clips share frames or the way to them.
+    frames = read(np.concatenate(clips), short_side)
+    return torch.cat([windows(clip) for clip in frames.split(len(clips[0]))])
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

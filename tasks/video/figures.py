@@ -11,12 +11,14 @@ FRAMES = 8  # of a strip, at most
 HEIGHT = 96  # pixels to which frames are resized
 
 
-def film_strip(clip: torch.Tensor, truth: str, prediction: str, probability: float) -> torch.Tensor:
+def film_strip(
+    clip: torch.Tensor, truth: str | None, prediction: str, probability: float
+) -> torch.Tensor:
     """Frames of a clip side by side, evenly spaced, over what it shows and what was predicted.
 
     Args:
         clip: uint8 (T, 3, H, W).
-        truth: name of its class.
+        truth: name of its class; None if it isn't known.
         prediction: name of the predicted class; written in green if right and in red if not.
         probability: of the prediction, from 0 to 1.
 
@@ -26,8 +28,12 @@ def film_strip(clip: torch.Tensor, truth: str, prediction: str, probability: flo
     shown = torch.linspace(0, len(clip) - 1, min(FRAMES, len(clip))).round().long()
     width = max(1, round(clip.shape[3] * HEIGHT / clip.shape[2]))
     frames = F.resize(clip.cpu()[shown], [HEIGHT, width], antialias=True)
-    guess = f"    predicted {prediction} {100 * probability:.0f} %"
-    caption = text_line((truth, INK), (guess, RIGHT if prediction == truth else WRONG))
+    guess = f"predicted {prediction} {100 * probability:.0f} %"
+    if truth is None:
+        caption = text_line((guess, INK))
+    else:
+        color = RIGHT if prediction == truth else WRONG
+        caption = text_line((truth, INK), (f"    {guess}", color))
     return stack([grid([*frames], columns=FRAMES), caption])
 
 

@@ -1,7 +1,7 @@
 """The options of video classification."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from engine.options import (
     SHARE,
@@ -20,6 +20,8 @@ from errors import UserError
 @dataclass
 class VideoOptions(TrainingOptions):
     """Options of video classification, beside those of every script."""
+
+    task: ClassVar[str] = "video"
 
     split: Literal[1, 2, 3] = data_option(1, "which official split", datasets=("ucf101", "hmdb51"))
     video_column: str = data_option("video", "name of the video column", datasets=("hub",))

@@ -1,24 +1,22 @@
 """Video classification as the engine sees it."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from data.masks import default_colors
 from engine.plan import Plan
-from engine.task import Batch, Evaluation, Losses, Tally, Task, compute_dtype, evenly_spaced_samples
+from engine.task import Batch, Evaluation, Losses, Tally, Task, evenly_spaced_samples
 from figures.confusion import confusion_figure
-from models.pretrained import pixel_scaling
-from models.video import build_video_model
 from tasks.classification.loss import cross_entropy_sum
 from tasks.classification.metrics import ClassCounts, class_metrics
-from tasks.video.clips import ClipOptions
 from tasks.video.dataset import EvalDataset, Reader, TrainDataset, collate
 from tasks.video.figures import film_sheet, film_strip
+from tasks.video.inference import VideoInference
 from tasks.video.options import VideoOptions
 from tasks.video.sources import VideoData
-from tasks.video.transforms import cut_windows, train_transform
+from tasks.video.transforms import train_transform
 
 
 class VideoClassification(Task):
@@ -43,29 +41,25 @@ class VideoClassification(Task):
         self, options: VideoOptions, data: VideoData, plan: Plan, device: torch.device
     ) -> None:
         self.options, self.data, self.device = options, data, device
+        colors = default_colors(len(data.classes) + 1)[1:]
+        self.inference = VideoInference(options, data.classes, colors, device)
         self.batch_size = plan.batch_size
-        clip = ClipOptions.of(options)
         size = tuple(options.crop_size)
         area = options.crop_area and tuple(options.crop_area)
         short_side = None if area else tuple(options.short_side)
         augment = train_transform(size, area, options.hflip, tuple(options.color_jitter))
-        windows = partial(cut_windows, crop_size=size, count=options.eval_crops)
         train, val = (Reader(rows, data.open, options.decoder) for rows in (data.train, data.val))
-        self.train_data = TrainDataset(train, clip, short_side, augment, options.seed)
-        self.val_data = EvalDataset(val, clip, options.eval_short_side, windows)
+        self.train_data = TrainDataset(
+            train, self.inference.clip, short_side, augment, options.seed
+        )
+        self.val_data = EvalDataset(
+            val, self.inference.clip, options.eval_short_side, self.inference.windows
+        )
         self.identity = {"classes": data.classes}
-        self.dtype = compute_dtype(options.double)
-        scaling = pixel_scaling(options.model)
-        self.mean, self.std = scaling.of_bytes(self.dtype, device, dims=3)
 
     def build_model(self) -> nn.Module:
         """The network; every one maps clips (B, 3, T, H, W) to logits (B, K)."""
-        return build_video_model(
-            self.options.model,
-            len(self.data.classes),
-            weights=self.options.weights,
-            clip_size=(self.options.clip_frames, *self.options.crop_size),
-        )
+        return self.inference.build_model(self.options.weights)
 
     def to_device(self, batch: dict[str, Tensor]) -> Batch:
         """Video to float clips (B, 3, T, H, W) with scaled pixels, the rest as it is.
@@ -73,12 +67,7 @@ class VideoClassification(Task):
         The clips of an evaluation, (B, views, T, 3, H, W), follow each other in one batch.
         """
         moved = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        clips = moved["video"].flatten(0, -5).transpose(1, 2)
-        clips = clips.to(self.dtype).sub_(self.mean).div_(self.std)  # in place: clips are large
-        channels_last = self.options.channels_last
-        layout = torch.channels_last_3d if channels_last else torch.contiguous_format
-        clips = clips.contiguous(memory_format=layout)
-        return moved | {"video": clips}
+        return moved | {"video": self.inference.scaled(moved["video"])}
 
     def losses(self, model: nn.Module, batch: Batch, denominators: dict[str, Tensor]) -> Losses:
         """Cross entropy per clip; counts the clips whose videos are too short for them."""
@@ -88,9 +77,8 @@ class VideoClassification(Task):
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Probabilities (B, views, K); as many clips at a time as in a training batch."""
-        parts = batch["video"].split(self.batch_size)
-        logits = torch.cat([model(part) for part in parts]).to(self.dtype)
-        return logits.softmax(1).unflatten(0, (len(batch["label"]), -1))
+        videos = len(batch["label"])
+        return self.inference.probabilities(model, batch["video"], videos, self.batch_size)
 
     def evaluate(self, model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> Tally:
         """Counts for the metrics of videos, whose views are averaged, and of single clips."""

@@ -1,0 +1,123 @@
+"""What a file of trained weights says about itself: plain JSON in the header of its safetensors.
+
+Nothing here imports torch, so that options can be read from such a file before the slow imports.
+"""
+
+import importlib.metadata
+import json
+import struct
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+
+KEY = "trained"  # the header's entry
+FORMAT = 1
+PACKAGES = ("torch", "torchvision", "timm", "accelerate")
+LARGEST_HEADER = 100 * 2**20  # safetensors' own limit
+
+
+@dataclass(frozen=True)
+class About:
+    """All that using trained weights takes, beside the weights.
+
+    Attributes:
+        task: "segmentation", "detection", "video" or "classification".
+        options: the training script's options that the network and its evaluation depend on, by
+            name: the model, its size, what was done to pictures. None is a path.
+        classes: names of the class ids 0..n-1.
+        colors: an RGB triple per class, to draw it in.
+        scaling: "mean" and "std" of red, green and blue for values from 0 to 1, before the network.
+        norm: "group_norm" or "frozen_bn" where training exchanged BatchNorm for it, else "bn".
+        norm_eps: layers of normalisation with another epsilon than 1e-5, by the epsilon as text.
+        step: optimizer steps that made the weights.
+        metrics: of their evaluation, by name.
+        versions: of the packages in use.
+    """
+
+    task: str
+    options: dict[str, Any]
+    classes: list[str]
+    colors: list[tuple[int, int, int]]
+    scaling: dict[str, list[float]]
+    norm: str = "bn"
+    norm_eps: dict[str, list[str]] = field(default_factory=dict)
+    step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_header(self) -> dict[str, str]:
+        """The header's entries; safetensors takes texts only."""
+        return {"format": "pt", KEY: json.dumps({"version": FORMAT, **asdict(self)})}
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that networks and their evaluation come from."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def read_about(path: str | Path) -> About | None:
+    """What a .safetensors file says about itself, or None where it says nothing.
+
+    Raises:
+        UserError: a newer version of the scripts wrote it, or its entry is damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            entries = json.loads(file.read(length)) if length <= LARGEST_HEADER else {}
+    except (OSError, ValueError, struct.error):
+        return None  # no safetensors: whoever reads its tensors says so
+    metadata = entries.get("__metadata__") if isinstance(entries, dict) else None
+    text = metadata.get(KEY) if isinstance(metadata, dict) else None
+    return None if text is None else parse_about(text, str(path))
+
+
+def refuse_other_classes(path: str | Path, classes: list[str]) -> None:
+    """Make sure that data of ``classes`` can be scored with a file's weights.
+
+    Raises:
+        UserError: the file says that its class ids mean others.
+    """
+    about = read_about(path)
+    if about is not None and about.classes != classes:
+        raise UserError(different_classes("the data", classes, about.classes))
+
+
+def different_classes(what: str, theirs: list[str], ours: list[str]) -> str:
+    """The sentence that refuses data of other classes than the weights'."""
+    pairs = zip(theirs, ours, strict=False)
+    first = next((f"first {a} instead of {b}" for a, b in pairs if a != b), None)
+    return (
+        f"The classes of {what} are not those of the weights "
+        f"({first or f'{len(theirs)}, not {len(ours)}'}), so the scores would mean nothing: take "
+        "the data that the weights were trained on, or give its class names in the weights' order."
+    )
+
+
+def parse_about(text: str, where: str) -> About:
+    """The About in a header's entry.
+
+    Args:
+        text: the entry.
+        where: the file, for messages.
+
+    Raises:
+        UserError: a newer version of the scripts wrote it, or it is damaged.
+    """
+    try:
+        values = json.loads(text)
+        version = values.pop("version")
+        if version <= FORMAT:
+            values["colors"] = [tuple(color) for color in values["colors"]]
+            return About(**values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"What {where} says about itself can't be read ({error}): take the file from the run "
+            "again."
+        ) from None
+    raise UserError(
+        f"{where} was written by a newer version of these scripts (its description has version "
+        f"{version}, known is {FORMAT}): update them."
+    )

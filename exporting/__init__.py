@@ -1,0 +1,1 @@
+"""Trained networks as ONNX and torch.export files, and back."""

@@ -1,0 +1,1 @@
+"""Using trained weights: ``load_trained`` from Python, and what predict.py consists of."""

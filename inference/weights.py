@@ -1,0 +1,55 @@
+"""From predict.py's options to a model."""
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from data.class_lists import read_class_file
+from data.masks import default_colors
+from engine.about import About
+from errors import UserError
+from inference.options import PredictOptions, named_values
+from inference.tasks import options_class
+from inference.trained import Trained, load_trained
+
+
+def load_model(options: PredictOptions, accelerator: Accelerator) -> Trained:
+    """The model that the options name, on this process's device.
+
+    Raises:
+        UserError: see ``load_trained``; or options that the weights have no use for.
+    """
+    precision = options.precision or accelerator.mixed_precision
+    given = _given(options)
+    model = load_trained(options.weights, accelerator.device, precision, given)
+    if given and model.about is not given:
+        raise UserError(
+            f"{options.weights} says itself what it is: leave out --task, --model, --class_names."
+        )
+    if options.compile:
+        model.network.compile(dynamic=False)
+    model.inference.at_once = options.batch_size
+    if options.tile is not None:
+        model.use_tiles(options.tile, options.overlap)
+    model.use_tta(options.tta)
+    return model
+
+
+def _given(options: PredictOptions) -> About | None:
+    """What the user says of weights that don't say it themselves."""
+    said = {"--task": options.task, "--model": options.model, "--class_names": options.class_names}
+    if not any(said.values()):
+        return None
+    if missing := [name for name, value in said.items() if not value]:
+        raise UserError(f"Give {' and '.join(missing)} too: {', '.join(said)} go together.")
+    names: Any = options.class_names
+    if isinstance(names, str):
+        names = read_class_file(Path(names))[0] if Path(names).is_file() else names.split(",")
+    values = named_values(options.model_options, "model_options")
+    known = options_class(options.task).__dataclass_fields__
+    for name in values:
+        if name not in known:
+            raise UserError(f"train_{options.task}.py has no option {name}; check --model_options.")
+    colors = default_colors(len(names) + 1)[1:]
+    return About(options.task, {"model": options.model, **values}, list(names), colors, {})

@@ -1,0 +1,150 @@
+"""From a picture to a class for every pixel: what evaluation, figures and prediction share."""
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data.pixels import IMAGENET, PixelScaling
+from data.tiles import Window
+from engine.inference import Inference
+from models.segmentation import build_segmentation_model
+from tasks.segmentation.tiles import blended
+from tasks.segmentation.transforms import eval_transform
+
+
+@dataclass(frozen=True)
+class SegmentationResult:
+    """A class for every pixel of a picture.
+
+    Attributes:
+        mask: uint8 (H, W) class ids, at the picture's own resolution.
+        classes: name of each class id.
+    """
+
+    mask: Tensor
+    classes: list[str]
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """The share of the picture that each class covers, the largest first."""
+        pixels = self.mask.flatten().bincount(minlength=len(self.classes)).tolist()
+        counted = sorted(zip(pixels, self.classes, strict=True), key=lambda pair: -pair[0])
+        return {name: count / sum(pixels) for count, name in counted if count}
+
+    @property
+    def names(self) -> list[str]:
+        """The classes that occur, the largest first."""
+        return list(self.shares)
+
+
+class SegmentationInference(Inference):
+    """Segmentation without its data."""
+
+    task = "segmentation"
+    saved = (
+        "model",
+        "backbone",
+        "aux_loss",
+        "eval_size",
+        "eval_tile",
+        "eval_overlap",
+        "hflip",
+        "scale_range",
+    )
+
+    def usual_scaling(self) -> PixelScaling:
+        """ImageNet's, for every model."""
+        return IMAGENET
+
+    def build_model(self, weights: str = "none") -> nn.Module:
+        """The network, which maps images (B, 3, H, W) to {"out": logits (B, K, H, W)}.
+
+        With an auxiliary head, it also returns {"aux": logits (B, K, H, W)} in training.
+        """
+        return build_segmentation_model(
+            self.options.model,
+            len(self.classes),
+            backbone=self.options.backbone,
+            weights=weights,
+            aux_loss=self.options.aux_loss > 0,
+        )
+
+    @cached_property
+    def resize(self) -> Any:
+        """The transform of a picture (3, H, W) before the network sees it."""
+        return eval_transform(self.options.eval_size)
+
+    def prepare(self, media: Tensor) -> dict[str, Any]:
+        """{"image": uint8 (3, h, w), "size": (H, W) of the picture}."""
+        return {"image": self.resize(media), "size": tuple(media.shape[-2:])}
+
+    def shape_of(self, sample: dict[str, Any]) -> Hashable:
+        """The size of the resized picture and of the result."""
+        return tuple(sample["image"].shape), sample["size"]
+
+    @cached_property
+    def _constants(self) -> tuple[Tensor, Tensor]:
+        return self.scaling.of_bytes(self.dtype, self.device, dims=2)
+
+    def scaled(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) → float, with scaled pixels."""
+        mean, std = self._constants
+        image = (pixels.to(self.dtype) - mean) / std
+        channels_last = self.options.channels_last
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return image.contiguous(memory_format=layout)
+
+    def logits(self, model: nn.Module, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (B, K, *size) of images that ``scaled`` has made."""
+        logits = model(images)["out"].to(self.dtype)
+        if logits.shape[-2:] != size:
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return logits
+
+    def results(
+        self, model: nn.Module, pixels: Tensor, samples: list[dict[str, Any]]
+    ) -> list[SegmentationResult]:
+        """A mask for every picture of a batch."""
+        size = samples[0]["size"]
+        if self.tiles:
+            masks = [self._mask_in_tiles(model, picture, size) for picture in pixels]
+        else:
+            logits = self.logits(model, self.of_bytes(model, pixels), size)
+            masks = logits.argmax(1).to(torch.uint8).cpu()
+        return [SegmentationResult(mask, self.classes) for mask in masks]
+
+    def _mask_in_tiles(self, model: nn.Module, picture: Tensor, size: tuple[int, int]) -> Tensor:
+        mask = torch.empty(size, dtype=torch.uint8)
+        for window, logits in self.in_tiles(model, picture, size):
+            window.of(mask).copy_(logits.argmax(0))
+        return mask
+
+    def in_tiles(
+        self, model: nn.Module, picture: Tensor, size: tuple[int, int]
+    ) -> Iterator[tuple[Window, Tensor]]:
+        """Logits (K, h, w) of the parts of a picture, which cover it.
+
+        Args:
+            model: in evaluation mode.
+            picture: uint8 (3, h, w) on the CPU, resized as evaluation does.
+            size: (H, W) of the result; where it is another than the picture's, there is one part.
+        """
+        shape = tuple(picture.shape[-2:])
+
+        def logits_of(windows: Tensor) -> Tensor:
+            return self.logits(model, self.of_bytes(model, windows), windows.shape[-2:])
+
+        parts = blended(logits_of, picture, self.tiles, len(self.classes), self.at_once)
+        if shape == tuple(size):
+            yield from parts
+            return
+        whole = torch.empty(len(self.classes), *shape, dtype=self.dtype, device=self.device)
+        for window, logits in parts:
+            window.of(whole).copy_(logits)
+        whole = F.interpolate(whole[None], size, mode="bilinear", align_corners=False)[0]
+        yield Window(0, 0, *size), whole
