@@ -108,7 +108,8 @@ class Evaluator:
 
     def _recompute_statistics(self, model: nn.Module, step: int) -> None:
         batches = (self.task.to_device(batch) for batch in self.precise_loader)
-        seed_step(self.options.seed, step, self.accelerator.process_index)
+        accelerator = self.accelerator
+        seed_step(self.options.seed, step, accelerator.process_index, accelerator.device)
         # A compiled graph has no place for the hooks that see the layers' input.
         with (
             self.accelerator.autocast(),

@@ -15,14 +15,18 @@ from errors import UserError
 STEPS = (1,)
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Put torch's generators of every device into the state of (seed, step, rank).
+def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Put torch's generators of the CPU and of ``device`` into the state of (seed, step, rank).
 
     A resumed run then draws what the uninterrupted one would have drawn: dropout, and the proposals
-    of two-stage detectors.
+    of two-stage detectors. ``torch.manual_seed`` would look for devices of every other kind too,
+    which takes the time of a small layer.
     """
     sequence = np.random.SeedSequence([seed, step, rank], spawn_key=STEPS)
-    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+    state = int(sequence.generate_state(1, np.uint64)[0] >> 1)
+    torch.default_generator.manual_seed(state)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(state)
 
 
 def set_deterministic(wanted: bool) -> None:

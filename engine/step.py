@@ -79,14 +79,15 @@ class OptimizerStep:
         if not self.state.model.training:  # walking over the modules takes as long as small layers
             self.model.train()
         result = self.on_device(micro_batches, measure_gradient, around_last)
-        self.optimizer.zero_grad()
+        self.state.optimizer.zero_grad()  # Accelerate's wrapper inspects signatures at every call
         if self.state.ema:
             self.state.ema.update(step + 1)
         return result
 
     def seed(self, step: int) -> None:
         """Seed what is random on the device in step ``step``."""
-        seed_step(self.options.seed, step, self.accelerator.process_index)
+        accelerator = self.accelerator
+        seed_step(self.options.seed, step, accelerator.process_index, accelerator.device)
 
     def set_learning_rate(self, lr: float) -> None:
         """Set the learning rate of the next step."""

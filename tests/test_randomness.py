@@ -35,7 +35,7 @@ def test_evaluation_counts_freely() -> None:
 
 def test_steps_and_samples_draw_from_key_spaces_of_their_own() -> None:
     def drawn(*key: int) -> int:
-        seed_step(*key)
+        seed_step(*key, torch.device("cpu"))
         return torch.initial_seed()
 
     keys = [(seed, a, b) for seed in range(3) for a in range(4) for b in range(4)]
