@@ -22,7 +22,9 @@ from engine.run_folder import (
     differing_options,
     lost_checkpoints,
     make_default_path,
+    read_best,
 )
+from engine.state import Progress
 from errors import UserError
 
 # What a checkpoint's state.json must hold.
@@ -126,7 +128,7 @@ def read_checkpoint(path: Path, options: CommonOptions, identity: dict[str, Any]
 
 
 def changed_splits(
-    accelerator: Accelerator, path: Path, options: CommonOptions, record: Record | None
+    accelerator: Accelerator, path: Path, options: CommonOptions, record: Record
 ) -> list[str]:
     """Which of "train" and "val" are not what the checkpoint's run had (one collective).
 
@@ -176,10 +178,26 @@ def _changes(path: Path, record: Record) -> dict[str, list[str]]:
     return {split: kinds for split, kinds in found.items() if kinds}
 
 
-def set_best_aside(path: Path, step: int) -> None:
-    """Rename the best weights of a run whose validation data have changed (main process)."""
-    best = path / "best.safetensors"
-    aside = path / f"best_before_step_{step}.safetensors"
-    if best.exists():
+def take_over_best(path: Path, progress: Progress) -> None:
+    """Believe what the best weights in a folder say of themselves (one collective).
+
+    A kill can come between the writing of the weights and of the checkpoint. A new folder has no
+    best weights.
+    """
+    best = from_main_process(read_best(path / "best.safetensors"))
+    progress.best = progress.best if best is None else best
+
+
+def go_on_with_other_data(
+    accelerator: Accelerator, path: Path, progress: Progress, changed: list[str]
+) -> None:
+    """Note from which step on it is other data; with other validation data "best" begins anew."""
+    progress.data_changed.append(progress.step)
+    accelerator.print(f"From step {progress.step} on it is the data of now.")
+    if "val" not in changed:
+        return
+    progress.best = {}
+    best, aside = path / "best.safetensors", path / f"best_before_step_{progress.step}.safetensors"
+    if accelerator.is_main_process and best.exists():
         os.replace(best, aside)
         print(f"The best weights so far are {aside}; the search for the best begins anew.")
