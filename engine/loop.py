@@ -384,4 +384,4 @@ class Loop(ABC):
         }
         if progress.data_changed:
             summary["data_changed_after_steps"] = progress.data_changed
-        self.report.conclude(summary, finished_before=self.finished)
+        self.report.conclude(summary, progress.evaluated_step, self.finished)

@@ -1,6 +1,7 @@
 """Which folder a run writes, which checkpoint it continues, and whether it may."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,11 @@ NEEDED = {
 def claim_folder(
     accelerator: Accelerator, task_name: str, options: CommonOptions
 ) -> tuple[RunFolder | None, Path]:
-    """Take the run's folder (main process) and agree on its path (one collective).
+    """Take the run's folder (main process) and agree on its path and options (one collective).
 
     Raises:
-        UserError: see RunFolder; or ``--resume auto`` without ``--output_dir``.
+        UserError: see RunFolder; or the processes were given different options; or ``--resume
+            auto`` without ``--output_dir``.
     """
     if options.resume == "auto" and options.output_dir is None:
         raise UserError("--resume auto continues the run in --output_dir; give that folder.")
@@ -56,7 +58,14 @@ def claim_folder(
             raise UserError(f"There is no run in {path} to evaluate; check --output_dir.")
         folder = RunFolder(path, resume=continues(options))
         recover(path / "checkpoints")
-    return folder, from_main_process(folder.path if folder else None)
+    path, values = from_main_process((folder.path, asdict(options)) if folder else None)
+    if differs := differing_options(values, options):
+        raise UserError(
+            f"Process {accelerator.process_index} was given other options than process 0 "
+            f"({'; '.join(differs)}); give all the same, or set WORLD_SIZE=1 and RANK=0 for tasks "
+            "that should train separately."
+        )
+    return folder, path
 
 
 def find_checkpoint(accelerator: Accelerator, options: CommonOptions, path: Path) -> Path | None:
