@@ -210,13 +210,15 @@ def main() -> None:
         length = time.monotonic() - begun
 
         kills: Counter[str] = Counter()
+        ways: list[str] = []
         while kills.total() < args.kills:
-            launcher, way = start(struck, args.script, args.steps), rng.choice(args.ways)
+            ways = ways or rng.sample(args.ways, len(args.ways))  # each as often as the others
+            launcher, way = start(struck, args.script, args.steps), ways[-1]
             checkpoints = struck / "checkpoints"
             seconds = rng.uniform(0.1, 1) * length
             if wait_until(launcher, seconds, checkpoints if way == "writing" else None):
                 left = strike(launcher, way, rng)
-                kills[way] += 1
+                kills[ways.pop()] += 1
                 damaged = [p for p in complete_checkpoints(checkpoints) if fault(p)]
                 lines = curve(struck) if (struck / "metrics.jsonl").exists() else []
                 at = lines[-1]["step"] if lines else 0
@@ -236,8 +238,8 @@ def main() -> None:
         if start(struck, args.script, args.steps).wait() != 0:
             sys.exit(struck.with_suffix(".log").read_text()[-5000:])
         same = same_run(struck, alone)
-        ways = ", ".join(f"{count} {way}" for way, count in sorted(kills.items()))
-        print(f"{kills.total()} kills of {args.script} ({ways}); ", end="")
+        counts = ", ".join(f"{count} {way}" for way, count in sorted(kills.items()))
+        print(f"{kills.total()} kills of {args.script} ({counts}); ", end="")
         print(f"curve and weights are {'the same to the last bit' if same else 'OTHERS'}")
         sys.exit(not same)
 

@@ -35,7 +35,9 @@ def join_tasks(environment: Environment) -> None:
     # Variables of a step, which a batch script's own process doesn't have.
     if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in environment:
         rank, size = int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"])
-        per_node = _tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
+        per_node = _tasks_per_node(
+            environment.get("SLURM_STEP_TASKS_PER_NODE") or environment["SLURM_TASKS_PER_NODE"]
+        )
         local_rank = int(environment["SLURM_LOCALID"])
         local_size = per_node[int(environment["SLURM_NODEID"])]
         job = environment.get("SLURM_JOB_ID", ""), environment.get("SLURM_STEP_ID", "")

@@ -21,6 +21,7 @@ from engine.cluster import join_tasks
 from engine.command_line import Given, parse
 from engine.options import CommonOptions, Options
 from engine.run_folder import continues, refuse_other_run
+from engine.stop import launcher
 from errors import UserError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def read_options(options_class: type[Given], description: str) -> Given:
     A mistake in them, or an output folder that holds another run, ends the process with one
     sentence. Only the first process prints.
     """
+    launcher()  # is remembered
     try:
         join_tasks(os.environ)  # before the first question for the rank
     except UserError as error:

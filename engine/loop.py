@@ -15,26 +15,20 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from data.decode import SampleError
 from data.stream import SampleStream
 from engine.about import About
-from engine.background import BackgroundWriter
-from engine.checkpoint import Checkpoint, save_checkpoint, save_state, weights_bytes
-from engine.collectives import from_main_process, gather_lists, sum_over_processes
+from engine.collectives import from_main_process, gather_lists
 from engine.fingerprint import Record, digests_of, record_data, to_text
 from engine.launch import close
 from engine.loaders import stop_workers
 from engine.loss_buffer import LossBuffer, StepRecord
-from engine.optim import all_finite
 from engine.options import MOST_STEPS, CommonOptions
 from engine.plan import Plan
 from engine.report import Report, Stopwatch, peak_memory_bytes, profiler
@@ -42,11 +36,13 @@ from engine.resume import (
     changed_splits,
     claim_folder,
     find_checkpoint,
+    go_on_with_other_data,
     read_checkpoint,
-    set_best_aside,
+    take_over_best,
 )
-from engine.run_folder import SAVED, best_metadata, read_best, write_atomically
-from engine.state import Progress, State, on_host
+from engine.run_folder import write_atomically
+from engine.saving import Saver
+from engine.state import Progress, State
 from engine.stop import StopRequest
 from engine.task import Evaluation
 from errors import UserError
@@ -109,15 +105,15 @@ class Loop(ABC):
             )
         self.stream = SampleStream(len(train_data), options.seed)
         self.folder, self.path = claim_folder(accelerator, name, options)
-        self.stop, self.losses, self.saved_step = StopRequest(), LossBuffer(), -1
-        self.writer, self.has_evaluated = BackgroundWriter(self.stop), False
+        self.stop, self.losses, self.has_evaluated = StopRequest(), LossBuffer(), False
         self.ahead: deque[Any] = deque()  # batches that were loaded and not yet trained on
-        self.record: Record | None = None
+        self.record: Record = {}
         if self.folder:
-            self.record = record_data(
-                train_data, val_data, options.data_dir, options.compare_contents
-            )
-            self.digests = digests_of(self.record)
+            contents = options.compare_contents
+            self.record = record_data(train_data, val_data, options.data_dir, contents)
+        digests = digests_of(self.record)
+        writes = self.path if self.folder else None
+        self.saver = Saver(writes, self.stop, options, self.identity, digests)
 
     def _resume(self, state: State) -> Path | None:
         """Restore the checkpoint that ``--resume`` asks for; returns its path.
@@ -126,23 +122,16 @@ class Loop(ABC):
             UserError: it is damaged, or another training's.
         """
         self.state = state
-        path = find_checkpoint(self.accelerator, self.options, self.path)
+        accelerator, options = self.accelerator, self.options
+        path = find_checkpoint(accelerator, options, self.path)
         if path:
-            changed = changed_splits(self.accelerator, path, self.options, self.record)
-            state.restore(read_checkpoint(path, self.options, self.identity))
-            progress = state.progress
-            self.saved_step = progress.step
-            # What the weights say of themselves; a new folder has none.
-            best = from_main_process(read_best(self.path / "best.safetensors"))
-            progress.best = progress.best if best is None else best
-            if changed and not self.options.eval_only:
-                progress.data_changed.append(progress.step)
-                self.saved_step = -1  # with the new data
-                self.accelerator.print(f"From step {progress.step} on it is the data of now.")
-                if "val" in changed:
-                    progress.best = {}
-                    if self.folder:
-                        set_best_aside(self.path, progress.step)
+            changed = changed_splits(accelerator, path, options, self.record)
+            state.restore(read_checkpoint(path, options, self.identity))
+            take_over_best(self.path, state.progress)
+            if changed and not options.eval_only:
+                go_on_with_other_data(accelerator, self.path, state.progress, changed)
+            else:
+                self.saver.saved_step = state.progress.step
         return path
 
     def _start(self, checkpoint: Path | None) -> None:
@@ -203,23 +192,23 @@ class Loop(ABC):
             The exit status: 0, or 128 + signal after a stop by SIGTERM or SIGINT.
         """
         progress, total = self.state.progress, self.plan.total_steps
-        self.finished = self.saved_step == progress.step == progress.evaluated_step == total
+        self.finished = self.saver.saved_step == progress.step == progress.evaluated_step == total
         try:
             signum = self._evaluate() if self.options.eval_only else self._train()
             if signum:
                 if not self.options.eval_only:
                     with self.stop.busy():
                         self._save()
-                        self.writer.join()
+                        self.saver.writer.join()
                 self._raise_any_error()
                 name = signal.Signals(signum).name
                 self.report.say(f"Stopped by {name}; --resume auto continues.")
-            self.writer.join()
+            self.saver.writer.join()
             self.report.finish()
             self._finish()
         except BaseException:
             with contextlib.suppress(UserError):
-                self.writer.join()
+                self.saver.writer.join()
             raise
         finally:
             stop_workers(*self.loaders)
@@ -240,7 +229,7 @@ class Loop(ABC):
                 for watch in (self.lap, self.total):
                     watch.samples += self.plan.global_batch_size
                 profile_step()
-                self.writer.check()
+                self.saver.writer.check()
                 signum = self._read_losses() or self._settle()
         return signum
 
@@ -367,59 +356,19 @@ class Loop(ABC):
         if metrics[self.best_metric] > progress.best.get(self.best_metric, -math.inf):
             progress.best = {"step": progress.step, **metrics}
             best = self.state.evaluated_weights()
+        if not self.options.eval_only and self.folder:
+            self.saver.save_evaluation(self.state, best, self._about())
         if self.folder:
-            if not self.options.eval_only:
-                self.writer.start(self._writing_evaluation(best))
             self.report.evaluation(progress.step, samples, metrics)
             self.report.figures(progress.step, self._figures(evaluation.details))
         return 0
 
-    def _writing_evaluation(self, weights: dict[str, Tensor] | None) -> Callable[[], None]:
-        """What writes the best weights, if they are these, and the checkpoint's progress."""
-        state = self.state.progress.to_checkpoint(self.options, self.identity)
-        state["data"] = self.digests
-        metadata = self._about().to_header() | best_metadata(self.state.progress.best)
-        copy = on_host(weights)
-        saved = self.saved_step == self.state.progress.step
-
-        def write() -> None:
-            if copy is not None:
-                content = weights_bytes(copy, metadata)
-                write_atomically(self.path / "best.safetensors", content)
-            if saved:
-                save_state(self.path / "checkpoints", state)
-
-        return write
-
     def _save(self) -> None:
-        """Copy all to host memory and write a checkpoint of it in the background.
-
-        A device sync and a few collectives; waits for what was being written before.
-
-        Raises:
-            UserError: the weights are not finite, or what was being written couldn't be.
-        """
+        """Save what there is to save; see ``Saver.save``."""
         progress = self.state.progress
-        if self.saved_step == progress.step:
-            return
-        bad = not all_finite(self.state.model)
-        if sum_over_processes(torch.tensor(float(bad), device=self.accelerator.device)):
-            raise UserError(
-                f"The weights are not finite after step {progress.step} and were not saved; "
-                f"{self.remedies}."
-            )
         progress.seconds = time.monotonic() - self.begun
         progress.training_seconds, progress.waiting_seconds = self.total.elapsed, self.total.waited
-        self.writer.join()  # before the copy, so that there is only one
-        snapshot = self.state.snapshot(self.options, self.identity)
-        if self.folder:
-            snapshot.state["data"] = self.digests
-            self.writer.start(partial(self._write_checkpoint, snapshot))
-        self.saved_step = progress.step
-
-    def _write_checkpoint(self, snapshot: Checkpoint) -> None:
-        save_checkpoint(self.path / "checkpoints", snapshot, self.options.keep_checkpoints)
-        (self.path / SAVED).touch()
+        self.saver.save(self.state, self.remedies)
 
     def _finish(self) -> None:
         """Write summary.json, unless the run was finished before, and say where everything is."""
@@ -440,4 +389,4 @@ class Loop(ABC):
         }
         if progress.data_changed:
             summary["data_changed_after_steps"] = progress.data_changed
-        self.report.conclude(summary, finished_before=self.finished)
+        self.report.conclude(summary, progress.evaluated_step, self.finished)

@@ -173,10 +173,15 @@ class Report:
             with self._writing():
                 self.writer.close()
 
-    def conclude(self, summary: dict[str, Any], finished_before: bool = False) -> None:
+    def conclude(
+        self, summary: dict[str, Any], evaluated_step: int, finished_before: bool = False
+    ) -> None:
         """Write the summary, and say what came out and where it is.
 
-        A run that had nothing left to do keeps the summary that it has.
+        Args:
+            summary: the content of summary.json.
+            evaluated_step: the step of the last evaluation.
+            finished_before: there was nothing left to do; the run keeps the summary that it has.
         """
         if self.folder is None:
             return
@@ -188,7 +193,7 @@ class Report:
         metrics, best = summary["metrics"], self.best_metric
         for which in ("best", "last"):
             if best in metrics[which]:
-                step = metrics[which].get("step", summary["steps"])
+                step = metrics[which].get("step", evaluated_step)
                 print(f"{which:>8}  {best} {metrics[which][best]:.4f} at step {step}")
         path = self.folder.path
         places = {

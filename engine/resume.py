@@ -1,6 +1,7 @@
 """Which folder a run writes, which checkpoint it continues, and whether it may."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from engine.run_folder import (
     differing_options,
     lost_checkpoints,
     make_default_path,
+    read_best,
 )
+from engine.state import Progress
 from errors import UserError
 
 # What a checkpoint's state.json must hold.
@@ -39,10 +42,11 @@ NEEDED = {
 def claim_folder(
     accelerator: Accelerator, task_name: str, options: CommonOptions
 ) -> tuple[RunFolder | None, Path]:
-    """Take the run's folder (main process) and agree on its path (one collective).
+    """Take the run's folder (main process) and agree on its path and options (one collective).
 
     Raises:
-        UserError: see RunFolder; or ``--resume auto`` without ``--output_dir``.
+        UserError: see RunFolder; or the processes were given different options; or ``--resume
+            auto`` without ``--output_dir``.
     """
     if options.resume == "auto" and options.output_dir is None:
         raise UserError("--resume auto continues the run in --output_dir; give that folder.")
@@ -54,7 +58,14 @@ def claim_folder(
             raise UserError(f"There is no run in {path} to evaluate; check --output_dir.")
         folder = RunFolder(path, resume=continues(options))
         recover(path / "checkpoints")
-    return folder, from_main_process(folder.path if folder else None)
+    path, values = from_main_process((folder.path, asdict(options)) if folder else None)
+    if differs := differing_options(values, options):
+        raise UserError(
+            f"Process {accelerator.process_index} was given other options than process 0 "
+            f"({'; '.join(differs)}); give all the same, or set WORLD_SIZE=1 and RANK=0 for tasks "
+            "that should train separately."
+        )
+    return folder, path
 
 
 def find_checkpoint(accelerator: Accelerator, options: CommonOptions, path: Path) -> Path | None:
@@ -126,7 +137,7 @@ def read_checkpoint(path: Path, options: CommonOptions, identity: dict[str, Any]
 
 
 def changed_splits(
-    accelerator: Accelerator, path: Path, options: CommonOptions, record: Record | None
+    accelerator: Accelerator, path: Path, options: CommonOptions, record: Record
 ) -> list[str]:
     """Which of "train" and "val" are not what the checkpoint's run had (one collective).
 
@@ -176,10 +187,26 @@ def _changes(path: Path, record: Record) -> dict[str, list[str]]:
     return {split: kinds for split, kinds in found.items() if kinds}
 
 
-def set_best_aside(path: Path, step: int) -> None:
-    """Rename the best weights of a run whose validation data have changed (main process)."""
-    best = path / "best.safetensors"
-    aside = path / f"best_before_step_{step}.safetensors"
-    if best.exists():
+def take_over_best(path: Path, progress: Progress) -> None:
+    """Believe what the best weights in a folder say of themselves (one collective).
+
+    A kill can come between the writing of the weights and of the checkpoint. A new folder has no
+    best weights.
+    """
+    best = from_main_process(read_best(path / "best.safetensors"))
+    progress.best = progress.best if best is None else best
+
+
+def go_on_with_other_data(
+    accelerator: Accelerator, path: Path, progress: Progress, changed: list[str]
+) -> None:
+    """Note from which step on it is other data; with other validation data "best" begins anew."""
+    progress.data_changed.append(progress.step)
+    accelerator.print(f"From step {progress.step} on it is the data of now.")
+    if "val" not in changed:
+        return
+    progress.best = {}
+    best, aside = path / "best.safetensors", path / f"best_before_step_{progress.step}.safetensors"
+    if accelerator.is_main_process and best.exists():
         os.replace(best, aside)
         print(f"The best weights so far are {aside}; the search for the best begins anew.")

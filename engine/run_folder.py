@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError, safe_open
 
+from engine.about import read_about
 from engine.options import CommonOptions
 from errors import UserError
 
@@ -158,11 +159,6 @@ def lost_checkpoints(path: Path) -> str | None:
     )
 
 
-def best_metadata(best: dict[str, float]) -> dict[str, str]:
-    """The metadata of the best weights: their step and their metrics."""
-    return {"step": str(best["step"]), "metrics": json.dumps(best)}
-
-
 def read_best(path: Path) -> dict[str, float] | None:
     """What the best weights say of themselves: their metrics and "step".
 
@@ -171,15 +167,12 @@ def read_best(path: Path) -> dict[str, float] | None:
     if not path.exists():
         return {}
     try:
-        with safe_open(path, "pt") as file:
-            best = json.loads((file.metadata() or {})["metrics"])
-    except (KeyError, ValueError):
-        return None
+        with safe_open(path, "pt"):
+            about = read_about(path)
     except (OSError, SafetensorError):
         print(f"{path} can't be read; the next evaluation's weights replace it.")
         return {}
-    known = isinstance(best, dict) and all(isinstance(v, int | float) for v in best.values())
-    return best if known and "step" in best else None
+    return about and {"step": about.step, **about.metrics}
 
 
 def continues(options: CommonOptions) -> bool:

@@ -10,6 +10,7 @@ process when the loop has shown no sign of life for a while.
 """
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -123,8 +124,12 @@ class StopRequest:
         os._exit(128 + self.signum)
 
 
+@functools.cache
 def launcher() -> int | None:
-    """The process without which nobody would end or restart this one, or None."""
+    """The process without which nobody would end or restart this one, or None.
+
+    To be asked early: a launcher that has died by then can't be told from one that never was.
+    """
     parent = os.getppid()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return parent  # torchrun's agent

@@ -185,15 +185,14 @@ def test_the_system_s_errors_are_sentences(error: Exception, words: str) -> None
     assert words in sentence and bool(sentence) == bool(words)
 
 
-def test_nothing_breaks_where_the_system_has_no_forks_locks_or_sockets(tmp_path: Path) -> None:
+def test_nothing_breaks_where_the_system_has_no_forks_and_locks(tmp_path: Path) -> None:
     """As on Windows, as far as this system can pretend to be one."""
     code = """
-import multiprocessing, os, pathlib, signal, socket, sys
+import multiprocessing, os, pathlib, signal, sys
 import accelerate, datasets, psutil, tensorboard, timm, torchmetrics  # not what is tested
 sys.modules["fcntl"] = sys.modules["resource"] = None
 for module, names in {
     os: ("fork", "register_at_fork", "sched_getaffinity", "O_NOFOLLOW"),
-    socket: ("AF_UNIX",),
     signal: ("pthread_sigmask", "sigtimedwait", "sigwaitinfo"),
 }.items():
     for name in names:

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.stream import SampleStream
-from engine import loop
 from engine import report as report_module
+from engine import saving
 from engine.background import BackgroundWriter
 from engine.checkpoint import MANIFEST, load_checkpoint
 from engine.fingerprint import differences, read_record, record_of, to_text
@@ -388,7 +388,7 @@ def test_a_full_disk_ends_the_run_at_the_next_step(train, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise UserError("no room")
 
-    monkeypatch.setattr(loop, "save_checkpoint", full)
+    monkeypatch.setattr(saving, "save_checkpoint", full)
     with pytest.raises(UserError, match="no room"):
         train("run", **LONG)
 
