@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from data.balance import square_root_weights
 from engine.plan import Plan
 from engine.task import Batch, Evaluation, Losses, Tally, Task, compute_dtype, evenly_spaced_samples
 from figures.confusion import confusion_figure
@@ -52,6 +53,8 @@ class VideoClassification(Task):
         windows = partial(cut_windows, crop_size=size, count=options.eval_crops)
         train, val = (Reader(rows, data.open, options.decoder) for rows in (data.train, data.val))
         self.train_data = TrainDataset(train, clip, short_side, augment, options.seed)
+        if options.balance_classes:
+            self.train_data.weights = square_root_weights(data.train["label"][:])
         self.val_data = EvalDataset(val, clip, options.eval_short_side, windows)
         self.identity = {"classes": data.classes}
         self.dtype = compute_dtype(options.double)
