@@ -28,6 +28,12 @@ class SegmentationOptions(TrainingOptions):
     )
     image_column: str = data_option("image", "name of the image column", datasets=("hub",))
     mask_column: str = data_option("annotation", "name of the mask column", datasets=("hub",))
+    resize_masks: bool = data_option(
+        False, "resize masks of another size than their images', if the proportions agree"
+    )
+    skip_unlabelled: bool = data_option(
+        False, "leave out images without a mask, which are refused else", datasets=("folder", "hub")
+    )
     image_size: list[int] = data_option(
         [96, 96], "height and width of the images", length=2, at_least=16, datasets=("synthetic",)
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from data.class_lists import read_class_file
+from data.class_files import read_class_file
 from data.faults import Faults
 from data.folders import TRAIN, VAL, data_root, image_files
 from data.textfiles import read_text
