@@ -65,7 +65,7 @@ class Segmentation(Task):
         device: torch.device,
     ) -> None:
         self.options, self.data, self.device = options, data, device
-        reader = Reader(data.train, data.rule)
+        reader = Reader(data.train, data.rule, options.resize_masks)
         augment = train_transform(
             crop_size=tuple(options.crop_size),
             scale=tuple(options.scale_range),
@@ -74,7 +74,8 @@ class Segmentation(Task):
         )
         self.train_data = TrainDataset(reader, augment, options.seed)
         resize = eval_transform(options.eval_size)
-        self.val_data = EvalDataset(Reader(data.val, data.rule), resize)
+        val_reader = Reader(data.val, data.rule, options.resize_masks)
+        self.val_data = EvalDataset(val_reader, resize)
         self.identity = {"classes": data.classes}
         self.dtype = compute_dtype(options.double)
         self.mean, self.std = IMAGENET.of_bytes(self.dtype, device, dims=2)
