@@ -61,7 +61,10 @@ def load_data(options: DetectionOptions, faults: Faults | None = None) -> Detect
         )
     if options.balance_classes:
         most = repeat_factors([objects["category"] for objects in data.train["objects"]]).max()
-        notes += (f"train: images of rare classes are seen up to {most:.1f} times as often.",)
+        done = f"images of rare classes are seen up to {most:.1f} times as often"
+        if most < 1.05:
+            done = "hardly any image is seen more often, since classes are in about as many images"
+        notes += (f"train: {done} (--balance_classes).",)
     return replace(data, notes=notes)
 
 
