@@ -65,8 +65,8 @@ def cell_name(cell: Cell | None, otherwise: str) -> str:
     return (cell or {}).get("path") or otherwise
 
 
-def read_image(cell: Cell | None, name: str) -> torch.Tensor:
-    """Decode an image as RGB, upright as its EXIF orientation says.
+def read_image(cell: Cell | None, name: str, upright: bool = True) -> torch.Tensor:
+    """Decode an image as RGB.
 
     Of an animation it is the first frame. Values of 16 bits are divided by 256. Fractions (float
     TIFF) must lie between 0, black, and 1, white. Transparency is left out.
@@ -74,6 +74,7 @@ def read_image(cell: Cell | None, name: str) -> torch.Tensor:
     Args:
         cell: path or bytes of a JPEG file, or of anything else that Pillow opens.
         name: what a message calls the image.
+        upright: turn the image as its EXIF orientation says.
 
     Returns:
         uint8 tensor (3, H, W).
@@ -87,11 +88,12 @@ def read_image(cell: Cell | None, name: str) -> torch.Tensor:
         try:
             # A bytearray, because torch warns about tensors over read-only memory.
             stored = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return decode_image(stored, mode="RGB", apply_exif_orientation=True)
+            return decode_image(stored, mode="RGB", apply_exif_orientation=upright)
         except (RuntimeError, ValueError) as error:
             raise _undecodable(name, error) from None
     with _opened(data, name) as image:
-        ImageOps.exif_transpose(image, in_place=True)
+        if upright:
+            ImageOps.exif_transpose(image, in_place=True)
         if image.mode == "F" or image.mode.startswith("I"):
             image = Image.fromarray(_eight_bits(image, name))
         array = np.array(image.convert("RGB"))
