@@ -120,8 +120,8 @@ def read_mask(cell: Cell | None, name: str) -> StoredMask:
             f"{name} is compressed with losses (JPEG or WebP), which changes the values at every "
             "border between classes: export the mask again as PNG."
         )
+    _refuse_scaled(data, name)
     with _opened(data, name) as image:
-        _refuse_scaled(image, name)
         levels = _levels(image, data)
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode not in MASK_MODES:
@@ -151,15 +151,15 @@ def _palette(image: Image.Image) -> Palette | None:
     return [tuple(flat[place : place + 3]) for place in range(0, len(flat), 3)]
 
 
-def _refuse_scaled(image: Image.Image, name: str) -> None:
-    """Refuse a PGM whose largest value isn't 255: Pillow scales its values."""
-    if image.format == "PPM" and image.tile and not isinstance(image.tile[0][3], str):
-        largest = [value for value in image.tile[0][3] if isinstance(value, int)][-1:]
-        if largest and largest[0] not in (0, 1, 255, 65535):
-            raise SampleError(
-                f"{name} says that its largest value is {largest[0]}, and is read scaled to 255: "
-                "save the mask as PNG."
-            )
+def _refuse_scaled(data: bytes, name: str) -> None:
+    """Refuse a PGM or PPM whose largest value isn't 255 or 65535: Pillow scales its values."""
+    header = re.match(rb"P[2356]((?:\s+|#[^\n]*\n)+\d+){3}", data[:1000])
+    largest = int(re.search(rb"\d+$", header[0])[0]) if header else 255
+    if largest not in (255, 65535):
+        raise SampleError(
+            f"{name} says that its largest value is {largest}, and is read scaled to 255: save the "
+            "mask as PNG."
+        )
 
 
 def _refuse_range(values: np.ndarray, name: str) -> None:
