@@ -7,7 +7,7 @@ frames of a video, are held out together: a network that has seen one of them kn
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -81,7 +81,12 @@ def group_of(name: str, pattern: str | None = None) -> str:
     return name
 
 
-def held_out(names: Sequence[str], options: HoldOutOptions, where: object) -> np.ndarray:
+def held_out(
+    names: Sequence[str],
+    options: HoldOutOptions,
+    where: object,
+    labels: Sequence[Hashable] | None = None,
+) -> np.ndarray:
     """Which samples are for validation: bool (N,), neither all nor none.
 
     A tenth where the options name no share and no fold.
@@ -90,6 +95,8 @@ def held_out(names: Sequence[str], options: HoldOutOptions, where: object) -> np
         names: paths of the samples below the data set, with slashes.
         options: val_share, fold and val_group.
         where: the data set, for the message.
+        labels: the class of each sample: of a class with two originals or more, one at least is
+            held out and one is not, unless a fold is asked for.
 
     Raises:
         UserError: all samples are of one original, or so few that none or all would be held out.
@@ -100,30 +107,31 @@ def held_out(names: Sequence[str], options: HoldOutOptions, where: object) -> np
         number, count = map(int, options.fold.split("/"))
         out = hashes % np.uint64(count) == number - 1
     else:
-        share = options.val_share or DEFAULT_SHARE
-        out = hashes < np.uint64(int(share * 2**64))
-    if len(set(groups)) > 1 and not options.fold:
-        # Of few samples, one must do for each side: those with the smallest and largest hash.
-        out |= hashes == hashes.min(initial=2**64 - 1)
-        out &= hashes != hashes.max(initial=0)
+        out = hashes < np.uint64(int((options.val_share or DEFAULT_SHARE) * 2**64))
+        members: dict[Hashable, list[int]] = {}
+        for sample, label in enumerate(labels or [None] * len(names)):
+            members.setdefault(label, []).append(sample)
+        for samples in members.values():
+            own = hashes[samples]
+            out[samples] = (out[samples] | (own == own.min())) & (own != own.max())
     if out.all() or not out.any():
         raise UserError(
             f"{where} has {len(names)} samples of {len(set(groups))} originals, of which "
-            f"{'all' if out.all() else 'none'} would be held out: add samples, ask for another "
-            "share, or say with --val_group what belongs together."
+            f"{'all' if len(names) and out.all() else 'none'} would be held out: add samples, ask "
+            "for another share, or say with --val_group what belongs together."
         )
     return out
 
 
 def hold_out(
-    samples: Sequence[Sample], names: Sequence[str], options: HoldOutOptions, where: object
+    samples: Sequence[Sample],
+    names: Sequence[str],
+    options: HoldOutOptions,
+    where: object,
+    labels: Sequence[Hashable] | None = None,
 ) -> tuple[list[Sample], list[Sample], tuple[str, ...]]:
-    """The samples for training and for validation, and a note for the user.
-
-    Raises:
-        UserError: see ``held_out``.
-    """
-    out = held_out(names, options, where).tolist()
+    """The samples for training and for validation, and a note for the user; see ``held_out``."""
+    out = held_out(names, options, where, labels).tolist()
     train = [sample for sample, held in zip(samples, out, strict=True) if not held]
     val = [sample for sample, held in zip(samples, out, strict=True) if held]
     return train, val, holdout_note(options, where, len(val), len(samples))

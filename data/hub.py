@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from datasets.table import InMemoryTable, concat_tables
 
+from data.class_lists import by_number, label_text
 from data.folders import TRAIN, VAL, stand_in_note
 from data.holdout import held_out, holdout_note, wants_holdout
 from data.samples import stored_paths
@@ -167,15 +168,20 @@ def classes_of(rows: datasets.Dataset, name: str, label_column: str) -> list[str
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
     kind = getattr(feature, "dtype", "")
-    is_text = kind in ("string", "large_string")
-    if not is_text and not kind.startswith(("int", "uint")):
+    if kind not in ("string", "large_string") and not kind.startswith(("int", "uint", "float")):
         raise UserError(
             f"The column {label_column} of {name} holds no labels but {kind or feature}: choose "
             "another with --label_column."
         )
-    values = {value for value in rows[label_column][:] if value is not None}
-    if is_text:
-        return sorted(values)
+    values = {whole(value) for value in rows[label_column][:] if value is not None}
+    if "string" in kind:
+        return sorted(values, key=by_number)
+    wrong = next((v for v in values if isinstance(v, float) or v < 0), None)
+    if wrong is not None:
+        remedy = "leave such samples out with --skip_unlabelled, or choose another column"
+        raise UserError(
+            f"The column {label_column} of {name} holds {wrong}, which is no label: {remedy}."
+        )
     largest = max(values, default=-1)
     if largest < MOST_GAPS * max(1, len(values)):
         return [f"class {number}" for number in range(largest + 1)]
@@ -183,6 +189,20 @@ def classes_of(rows: datasets.Dataset, name: str, label_column: str) -> list[str
         f"The column {label_column} of {name} holds {len(values)} numbers up to {largest}, "
         "which are no class ids from 0 on: choose another with --label_column."
     )
+
+
+def whole(label: Any) -> Any:
+    """A label; a whole number in any notation is one label: 3.0 is 3, and "3.0" is "3"."""
+    if isinstance(label, float) and label.is_integer():
+        return int(label)
+    return label_text(label) if isinstance(label, str) else label
+
+
+def labelled_only(rows: datasets.Dataset, label_column: str) -> datasets.Dataset:
+    """The rows that have a label: neither None nor -1, which stands for none."""
+    labels = rows[label_column][:]
+    there = [n for n, label in enumerate(labels) if label is not None and whole(label) != -1]
+    return rows if len(there) == len(rows) else rows.select(there)
 
 
 def class_ids(
@@ -196,14 +216,14 @@ def class_ids(
     feature = rows.features[label_column]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else classes
     numbers = {label: number for number, label in enumerate(classes)}
-    labels = rows[label_column][:]
+    labels = [whole(label) for label in rows[label_column][:]]
     ids = []
     for sample, label in enumerate(labels):
         named = names[label] if isinstance(label, int) and 0 <= label < len(names) else label
         if label is None:
             raise UserError(
                 f"The column {label_column} of {name} has no label for sample {sample}: choose "
-                "another column, or remove the samples without one."
+                "another column, or leave out the samples without one."
             )
         if named not in numbers:
             raise UserError(

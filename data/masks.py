@@ -1,6 +1,6 @@
 """From the values stored in a mask file to class ids 0..n-1, with 255 for ignored pixels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,7 @@ UNKNOWN = 254  # in a lookup table: a value that the data set doesn't define
 MAX_CLASSES = 254
 
 Color = tuple[int, int, int]
+Palette = Sequence[Color]
 
 
 class UnknownValueError(ValueError):
@@ -45,13 +46,14 @@ class MaskRule:
             colors: the same for each colour of colour-coded masks.
         """
         ids = {IGNORE: IGNORE, **ids}
-        return cls(bytes(ids.get(value, UNKNOWN) for value in range(256)), tuple(colors))
+        return cls(_table(ids), tuple(colors))
 
-    def __call__(self, stored: np.ndarray) -> torch.Tensor:
+    def __call__(self, stored: np.ndarray, palette: Palette | None = None) -> torch.Tensor:
         """Map stored values to class ids.
 
         Args:
             stored: uint8 (H, W) of ids, or (H, W, 3) of colours (or of ids, three times the same).
+            palette: the colour of each stored id, where the file has one.
 
         Returns:
             uint8 tensor (H, W).
@@ -65,11 +67,38 @@ class MaskRule:
             if (stored != stored[..., :1]).any():
                 raise UnknownValueError("colours where class ids are expected")
             stored = stored[..., 0]
-        mapped = bytearray(stored.tobytes()).translate(self.lut)  # ten times as fast as indexing
+        lut = self.lut if palette is None else self._lut_of(palette, np.unique(stored).tolist())
+        mapped = bytearray(stored.tobytes()).translate(lut)  # ten times as fast as indexing
         if UNKNOWN in mapped:
             value = stored.reshape(-1)[mapped.index(UNKNOWN)]
             raise UnknownValueError(f"the value {value}")
         return torch.frombuffer(mapped, dtype=torch.uint8).reshape(stored.shape)
+
+    def _lut_of(self, palette: Palette, used: Sequence[int]) -> bytes:
+        """The lookup table of a mask with a palette, of which some ids are used.
+
+        The colours count where the classes have colours, since every tool that optimises files
+        numbers a palette anew. So do greys, unless they only show the ids: each by itself, or
+        spread evenly from black to white.
+        """
+        shown = {value: palette[value] for value in used if value < len(palette)}
+        known = dict(self.colors)
+        if _are_greys(palette):
+            greys = {value: color[0] for value, color in shown.items()}
+            last = max(1, len(palette) - 1)
+            show_ids = all(grey in (v, round(255 * v / last)) for v, grey in greys.items())
+            if show_ids and not (known and _are_greys(known)):
+                return self.lut
+            return _table({value: self.lut[grey] for value, grey in greys.items()})
+        if not known:
+            return self.lut
+        ids = {value: known.get(color, UNKNOWN) for value, color in shown.items()}
+        if ids.get(IGNORE) == UNKNOWN:
+            ids[IGNORE] = IGNORE
+        strange = next((v for v, class_id in ids.items() if class_id == UNKNOWN), None)
+        if strange is not None:
+            raise UnknownValueError(f"the colour {shown[strange]} in its palette")
+        return _table(ids)
 
     def _map_colors(self, stored: np.ndarray) -> torch.Tensor:
         mapped = self._color_table[_code(stored)]
@@ -92,6 +121,15 @@ class MaskRule:
         return {"lut": self.lut, "colors": self.colors}
 
 
+def _are_greys(colors: Iterable[Color]) -> bool:
+    return all(len(set(color)) == 1 for color in colors)
+
+
+def _table(ids: Mapping[int, int]) -> bytes:
+    """256 bytes: the class id of each stored value, UNKNOWN where there is none."""
+    return bytes(ids.get(value, UNKNOWN) for value in range(256))
+
+
 def _code(rgb: np.ndarray) -> np.ndarray:
     red, green, blue = (rgb[..., channel].astype(np.int32) for channel in range(3))
     return red << 16 | green << 8 | blue
@@ -110,3 +148,20 @@ def default_colors(count: int) -> list[Color]:
             channels[bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
         colors.append(tuple(channels))
     return colors
+
+
+def looks_smoothed(stored: np.ndarray) -> bool:
+    """Whether a mask looks as if it had been resized with smoothing, or compressed with losses.
+
+    Then it holds many values, most of which nowhere fill a square of 2x2 pixels; a class does.
+
+    Args:
+        stored: uint8 (H, W) or (H, W, 3).
+    """
+    values = stored if stored.ndim == 2 else _code(stored)
+    distinct = np.unique(values)
+    if len(distinct) < 8:
+        return False
+    corner = values[:-1, :-1]
+    same = (corner == values[1:, :-1]) & (corner == values[:-1, 1:]) & (corner == values[1:, 1:])
+    return 2 * len(np.unique(corner[same])) < len(distinct)

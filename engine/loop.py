@@ -103,7 +103,8 @@ class Loop(ABC):
                 f"{plan.total_steps} steps are more than the {MOST_STEPS} that can be numbered; "
                 "give fewer --epochs."
             )
-        self.stream = SampleStream(len(train_data), options.seed)
+        weights = getattr(train_data, "weights", None)
+        self.stream = SampleStream(len(train_data), options.seed, weights)
         self.folder, self.path = claim_folder(accelerator, name, options)
         self.stop, self.losses, self.has_evaluated = StopRequest(), LossBuffer(), False
         self.ahead: deque[Any] = deque()  # batches that were loaded and not yet trained on

@@ -19,8 +19,11 @@ class PipelineOptions(CommonOptions):
 
     task: ClassVar[str] = "classification"
 
-    image_column: str = data_option("image", "name of the image column", datasets=("hub",))
-    label_column: str = data_option("label", "name of the label column", datasets=("hub",))
+    image_column: str = data_option("image", "name of the image column", datasets=("hub", "csv"))
+    label_column: str = data_option("label", "name of the label column", datasets=("hub", "csv"))
+    skip_unlabelled: bool = data_option(
+        False, "leave out samples without a label, refused else", datasets=("csv", "hub")
+    )
     model: str = model_option("resnet50", "one of torchvision's ResNets, or syncbnnet, _s, _m, _l")
     weights: str = model_option("none", "none, default (pretrained, downloaded) or a file")
     image_size: int = model_option(64, "height and width of the images", at_least=16)

@@ -79,7 +79,7 @@ SCRIPTS = {
         task="detection",
         options=DetectionOptions,
         tiny=SMALL | {"image_size": [64, 64]},
-        random={"mosaic": 0.5, "mixup": 0.3, "iou_crop": 0.5},
+        random={"mosaic": 0.5, "mixup": 0.3, "iou_crop": 0.5, "balance_classes": True},
         metrics={"ap", "ap50", "ap75", "ar100", "loss"},
         scalars={"loss_cls", "loss_box", "positives_per_image", "objects_per_image"},
         figures={"predictions", "precision_recall"},
@@ -95,6 +95,7 @@ SCRIPTS = {
             {"copy_paste": 1.0},
             {"image_size": [64, 96]},
             {"precise_bn": 2},
+            {"balance_classes": True},
         ],
         same=[
             {"num_workers": 2},
@@ -124,7 +125,7 @@ SCRIPTS = {
         options=VideoOptions,
         tiny=SMALL
         | {"clip_frames": 4, "crop_size": [24, 24], "short_side": [24, 28], "eval_short_side": 24},
-        random={"eval_clips": 2, "label_smoothing": 0.1},
+        random={"eval_clips": 2, "label_smoothing": 0.1, "balance_classes": True},
         metrics={"top1", "top5", "mean_recall", "loss"},
         scalars={"looped_per_image"},
         figures={"predictions", "confusion"},
@@ -141,6 +142,7 @@ SCRIPTS = {
             {"hflip": 1.0},
             {"color_jitter": [0.4, 0.4, 0.4, 0.1]},
             {"label_smoothing": 0.2},
+            {"balance_classes": True},
         ],
         same=[
             {"num_workers": 2},

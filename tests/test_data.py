@@ -339,7 +339,7 @@ def test_limits_are_evenly_spaced(tmp_path):
 def test_palette_masks_give_ids_at_every_bit_depth(tmp_path, count):
     values = np.arange(15 * 7).reshape(15, 7) % count
     save_palette_mask(tmp_path / "m.png", values, default_colors(256)[::-1][:count])
-    stored = read_mask({"path": str(tmp_path / "m.png"), "bytes": None}, "m")
+    stored = read_mask({"path": str(tmp_path / "m.png"), "bytes": None}, "m").values
     assert np.array_equal(stored, values)
 
 

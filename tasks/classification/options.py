@@ -22,8 +22,11 @@ class ClassificationOptions(TrainingOptions):
 
     task: ClassVar[str] = "classification"
 
-    image_column: str = data_option("image", "name of the image column", datasets=("hub",))
-    label_column: str = data_option("label", "name of the label column", datasets=("hub",))
+    image_column: str = data_option("image", "name of the image column", datasets=("hub", "csv"))
+    label_column: str = data_option("label", "name of the label column", datasets=("hub", "csv"))
+    skip_unlabelled: bool = data_option(
+        False, "leave out samples without a label, refused else", datasets=("csv", "hub")
+    )
     model: str = model_option("syncbnnet", "classifier; docs/models.md lists them")
     image_size: list[int] = model_option(
         [48, 48], "height and width of the network's input", length=2, at_least=8

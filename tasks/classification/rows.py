@@ -26,6 +26,7 @@ class SourceOptions(Protocol):
     image_size: Sequence[int]
     image_column: str
     label_column: str
+    skip_unlabelled: bool
 
 
 @dataclass(frozen=True)

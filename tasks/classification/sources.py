@@ -1,24 +1,21 @@
 """Sources of labelled images: each function finds the images and classes of one layout.
 
-The layouts are described in docs/data.md. Nothing is decoded here. Data sets that are stored as
-arrays are in tasks/classification/arrays.py.
+The layouts are described in docs/data.md. Nothing is decoded here. Folders and tables are read in
+tasks/classification/folders.py, data sets that are stored as arrays in arrays.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import make_dataset
 
 from data import synthetic
 from data.class_lists import require_classes
 from data.faults import Faults
-from data.folders import IMAGE_SUFFIXES, TRAIN, VAL, data_root, stand_in_note
-from data.hub import Media, classes_of, hub_name, labelled, open_hub, require_columns
+from data.hub import Media, classes_of, hub_name, labelled, labelled_only, open_hub, require_columns
 from data.png import stored_png
 from data.sources import evenly_spaced, load_from
-from errors import UserError
 from tasks.classification.arrays import load_cifar, load_fake, load_fashion_mnist
+from tasks.classification.folders import load_csv, load_folder
 from tasks.classification.rows import IMAGE, ClassificationData, SourceOptions, rows
 
 SYNTHETIC_SAMPLES = {"train": 600, "val": 180}
@@ -64,73 +61,6 @@ def _shapes(
         yield stored_png(synthetic.draw(rng, [shape], size).image), label
 
 
-def load_folder(options: SourceOptions, faults: Faults) -> ClassificationData:
-    """<split>/<class>/<image file>, or <class>/<image file> without splits."""
-    expected = "train and val, each with a folder of images per class"
-    root = data_root(options, expected)
-    train_root = next((root / name for name in TRAIN if (root / name).is_dir()), None)
-    val_root = next((root / name for name in VAL if (root / name).is_dir()), None)
-    if train_root is None and val_root is not None:
-        raise UserError(f"{root} has {val_root.name} but no train: it must hold {expected}.")
-    train_root = train_root or root
-    classes = _class_folders(train_root, expected)
-    train = _images(train_root, classes)
-    if val_root is None:
-        held_out = set(_every_tenth(train))
-        if not held_out:
-            raise UserError(
-                f"{root} has no val, and no class has two images, one of which could be held out: "
-                "add images."
-            )
-        val = [train[i] for i in sorted(held_out)]
-        train = [sample for i, sample in enumerate(train) if i not in held_out]
-        notes = (f"{root} has no val: every tenth image of each class is held out.",)
-    else:
-        unknown = [name for name in _class_folders(val_root, expected) if name not in classes]
-        if unknown:
-            raise UserError(
-                f"{val_root} has the class {unknown[0]}, which {train_root} lacks: remove it, or "
-                "add images of it for training."
-            )
-        val = _images(val_root, classes, may_lack=True)
-        notes = stand_in_note(root, val_root.name)
-    splits = (rows(*zip(*samples, strict=True), classes) for samples in (train, val))
-    return ClassificationData(*splits, classes, notes)
-
-
-def _class_folders(root: Path, expected: str) -> list[str]:
-    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(names) < 2:
-        raise UserError(
-            f"{root} holds {len(names)} folders of classes, but classifying takes 2: the data "
-            f"folder must hold {expected}."
-        )
-    return names
-
-
-def _images(root: Path, classes: Sequence[str], may_lack: bool = False) -> list[tuple[str, int]]:
-    """(path, label) of every image, sorted by class and name."""
-    numbers = {name: number for number, name in enumerate(classes)}
-    found = make_dataset(str(root), numbers, extensions=tuple(IMAGE_SUFFIXES), allow_empty=True)
-    samples = [(path, label) for path, label in found if not Path(path).name.startswith(".")]
-    missing = set(range(len(classes))) - {label for _, label in samples}
-    if missing and not (may_lack and samples):
-        raise UserError(
-            f"There are no images in {root / classes[min(missing)]}: put images of the class "
-            "there, or remove the folder."
-        )
-    return samples
-
-
-def _every_tenth(samples: Sequence[tuple[str, int]]) -> Iterator[int]:
-    """Numbers of every tenth sample of each label, from the second on, so that one can train."""
-    seen: dict[int, int] = {}
-    for number, (_, label) in enumerate(samples):
-        seen[label] = seen.get(label, -1) + 1
-        if seen[label] % 10 == 1:
-            yield number
-
-
 def load_hub(options: SourceOptions, faults: Faults) -> ClassificationData:
     """A data set of the Hugging Face hub, or a local copy of one."""
     *splits, notes = open_hub(options, options.image_column)
@@ -139,6 +69,11 @@ def load_hub(options: SourceOptions, faults: Faults) -> ClassificationData:
     for split in splits:
         wanted = {"--image_column": image_column, "--label_column": label_column}
         require_columns(split, name, wanted)
+    if options.skip_unlabelled:
+        before = sum(map(len, splits))
+        splits = [labelled_only(split, label_column) for split in splits]
+        left_out = before - sum(map(len, splits))
+        notes += (f"{name}: {left_out} samples without a label are left out.",) * bool(left_out)
     classes = classes_of(splits[0], name, label_column)
     require_classes(classes, name)
     media = Media("image", IMAGE, "images", "--image_column")
@@ -152,6 +87,7 @@ def load_hub(options: SourceOptions, faults: Faults) -> ClassificationData:
 SOURCES: dict[str, Callable[[SourceOptions, Faults], ClassificationData]] = {
     "synthetic": load_synthetic,
     "folder": load_folder,
+    "csv": load_csv,
     "fashion_mnist": load_fashion_mnist,
     "cifar10": load_cifar,
     "cifar100": load_cifar,

@@ -53,6 +53,9 @@ class DetectionOptions(TrainingOptions):
     skip_unlabelled: bool = data_option(
         False, "leave out images that nobody has labelled", datasets=FILES
     )
+    balance_classes: bool = data_option(
+        False, "see images of rare classes more often, by LVIS's repeat factors"
+    )
     model: str = model_option("yolo_nano", "detection model; docs/models.md lists them")
     backbone: str | None = model_option(
         None, "of fasterrcnn, retinanet, fcos and the yolos: syncbnnet or timm/<name>"

@@ -7,6 +7,7 @@ image is, its header is read.
 from collections.abc import Callable
 from dataclasses import replace
 
+from data.balance import repeat_factors
 from data.decode import cell_name
 from data.faults import Faults
 from data.folders import EXAMPLES
@@ -58,6 +59,12 @@ def load_data(options: DetectionOptions, faults: Faults | None = None) -> Detect
             f"val: {len(missing)} of {len(data.classes)} classes have no object, and count in no "
             f"mean: {shown}.",
         )
+    if options.balance_classes:
+        most = repeat_factors([objects["category"] for objects in data.train["objects"]]).max()
+        done = f"images of rare classes are seen up to {most:.1f} times as often"
+        if most < 1.05:
+            done = "hardly any image is seen more often, since classes are in about as many images"
+        notes += (f"train: {done} (--balance_classes).",)
     return replace(data, notes=notes)
 
 

@@ -12,8 +12,9 @@ from data.sources import evenly_spaced
 from data.synthetic import COLORS, SHAPES, Scene, Shape, draw, random_shape
 from tasks.detection import instance_masks
 from tasks.detection.headers import Header
+from tasks.detection.make_rows import to_rows
 from tasks.detection.options import DetectionOptions
-from tasks.detection.rows import Annotated, DetectionData, to_rows
+from tasks.detection.rows import Annotated, DetectionData
 
 TRAIN_IMAGES, VAL_IMAGES = 512, 128
 EMPTY = 0.08  # share of the images without shapes

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data.balance import repeat_factors
 from engine.plan import Plan
 from engine.task import Batch, Evaluation, Losses, Tally, Task, evenly_spaced_samples
 from figures.sheet import contact_sheet
@@ -47,6 +48,9 @@ class Detection(Task):
         masks = options.has_masks
         reader = Reader(data.train, options.needs_masks)
         self.train_data = TrainDataset(reader, augment, options.seed, masks)
+        if options.balance_classes:
+            categories = (objects["category"] for objects in data.train["objects"])
+            self.train_data.weights = repeat_factors(list(categories))
         self.val_data = EvalDataset(
             Reader(data.val, masks), self.inference.letterbox, masks, bool(self.inference.tiles)
         )

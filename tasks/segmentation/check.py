@@ -63,8 +63,8 @@ def check_data(options: SegmentationOptions) -> int:
         options,
         load_data,
         lambda data: {
-            "train": Reader(data.train, data.rule),
-            "val": Reader(data.val, data.rule),
+            "train": Reader(data.train, data.rule, options.resize_masks),
+            "val": Reader(data.val, data.rule, options.resize_masks),
         },
         lambda data, reader, workers: survey(reader, workers),
         partial(count_workers, options.num_workers),

@@ -6,9 +6,11 @@ from typing import Any
 import datasets
 import torch
 from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from data.decode import SampleError, cell_name, read_image, read_mask
-from data.masks import MaskRule, UnknownValueError
+from data.masks import MaskRule, UnknownValueError, looks_smoothed
 from data.samples import ReaderDataset, RowReader, collate
 from data.stream import SampleKey, sample_randomness
 from tasks.segmentation.outlines import draw_mask, drawing_of
@@ -20,11 +22,12 @@ class Reader(RowReader):
     Args:
         rows: with the columns image and annotation.
         rule: maps a decoded mask to class ids.
+        resize_masks: give masks the size of their images, where they have another.
     """
 
-    def __init__(self, rows: datasets.Dataset, rule: MaskRule) -> None:
+    def __init__(self, rows: datasets.Dataset, rule: MaskRule, resize_masks: bool = False) -> None:
         super().__init__(rows)
-        self.rule = rule
+        self.rule, self.resize_masks = rule, resize_masks
 
     def read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Image uint8 (3, H, W) and mask uint8 (H, W) of class ids, 255 where ignored.
@@ -40,12 +43,27 @@ class Reader(RowReader):
         image = read_image(row["image"], image_name, upright)
         mask = self._mask(row, mask_name)
         if mask.shape != image.shape[1:]:
-            raise SampleError(
-                f"{mask_name} has {mask.shape[1]}x{mask.shape[0]} pixels, but its image, "
-                f"{image_name}, has {image.shape[2]}x{image.shape[1]}: give both the same size, or "
-                "remove them."
-            )
+            mask = self._resized(mask, image.shape[1:], mask_name, image_name)
         return image, mask
+
+    def _resized(
+        self, mask: torch.Tensor, size: torch.Size, mask_name: str, image_name: str
+    ) -> torch.Tensor:
+        """The mask in its image's size, if that is asked for and their proportions agree."""
+        (height, width), (rows, columns) = size, mask.shape
+        # Half a pixel of rounding, of the smaller of the two.
+        similar = abs(rows * width - columns * height) <= max(height, width, rows, columns)
+        if self.resize_masks and similar:
+            return F.resize(mask[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
+        what = f"{mask_name} has {columns}x{rows} pixels, but its image, {image_name}, has "
+        what += f"{width}x{height}"
+        if (rows, columns) == (width, height):
+            remedy = "turn the mask as the EXIF orientation of the image says"
+        elif self.resize_masks:
+            remedy = "resizing would distort the mask, so mend or remove them"
+        else:
+            remedy = "give both the same size, or add --resize_masks"
+        raise SampleError(f"{what}: {remedy}.")
 
     def read_mask(self, index: int) -> torch.Tensor:
         """The mask alone, uint8 (H, W) of class ids, 255 where ignored.
@@ -57,15 +75,20 @@ class Reader(RowReader):
         return self._mask(row, _mask_name(row, index))
 
     def _mask(self, row: dict[str, Any], mask_name: str) -> torch.Tensor:
-        drawing = drawing_of(row["annotation"])
-        stored = draw_mask(drawing) if drawing else read_mask(row["annotation"], mask_name)
+        if drawing := drawing_of(row["annotation"]):
+            return torch.from_numpy(draw_mask(drawing))
+        stored = read_mask(row["annotation"], mask_name)
         try:
-            return self.rule(stored)
+            return self.rule(*stored)
         except UnknownValueError as error:
-            raise SampleError(
-                f"{mask_name} holds {error}, which is none of the data set's "
-                f"{self.rule.num_classes} classes: correct the mask or the list of classes."
-            ) from None
+            problem = f"{mask_name} holds {error}, which is none of the data set's "
+            problem += f"{self.rule.num_classes} classes"
+            if looks_smoothed(stored.values):
+                raise SampleError(
+                    f"{problem}, and looks smoothed, by resizing or by JPEG: export it again as "
+                    "PNG, and resize masks without interpolation."
+                ) from None
+            raise SampleError(f"{problem}: correct the mask or the list of classes.") from None
 
 
 def _mask_name(row: dict, index: int) -> str:

@@ -8,7 +8,7 @@ from torchvision.utils import draw_segmentation_masks
 
 from data.masks import IGNORE, Color
 from figures.canvas import grid
-from figures.sheet import IGNORED_COLOR
+from figures.sheet import stripes
 
 OPACITY = 0.75  # of the class colours over the image in grey, which shows through
 MIN_HEIGHT = 192  # pixels; smaller images are enlarged by a whole factor to at least this height
@@ -19,7 +19,7 @@ def segmentation_panel(
 ) -> torch.Tensor:
     """Image | truth | prediction side by side, for ``figures.sheet.contact_sheet``.
 
-    Pixels that the truth ignores are black in the truth; the prediction is shown everywhere.
+    Pixels that the truth ignores are striped in the truth; the prediction is shown everywhere.
 
     Args:
         image: uint8 (3, h, w).
@@ -36,10 +36,12 @@ def segmentation_panel(
     grey = F.rgb_to_grayscale(image, num_output_channels=3)
     parts = [image]
     for mask in (truth.cpu(), prediction.cpu()):
-        ids = mask.unique()
-        inks = [IGNORED_COLOR if i == IGNORE else tuple(colors[i]) for i in ids.tolist()]
-        colored = draw_segmentation_masks(grey, mask == ids[:, None, None], OPACITY, inks)
-        parts.append(colored.masked_fill(mask == IGNORE, 0))
+        ids = mask[mask != IGNORE].unique()
+        inks = [tuple(colors[number]) for number in ids.tolist()]
+        colored = grey
+        if inks:
+            colored = draw_segmentation_masks(grey, mask == ids[:, None, None], OPACITY, inks)
+        parts.append(torch.where(mask == IGNORE, stripes(*mask.shape), colored))
     factor = -(-MIN_HEIGHT // truth.shape[0])
     parts = [part.repeat_interleave(factor, 1).repeat_interleave(factor, 2) for part in parts]
     return grid(parts, columns=3)

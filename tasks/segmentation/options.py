@@ -39,11 +39,16 @@ class SegmentationOptions(TrainingOptions):
         "what to do with images whose EXIF says how to turn them: as the outlines were drawn",
         datasets=OUTLINES,
     )
-    skip_unlabelled: bool = data_option(
-        False, "leave out images that nobody has labelled", datasets=OUTLINES
-    )
     image_column: str = data_option("image", "name of the image column", datasets=("hub",))
     mask_column: str = data_option("annotation", "name of the mask column", datasets=("hub",))
+    resize_masks: bool = data_option(
+        False, "resize masks of another size than their images', if the proportions agree"
+    )
+    skip_unlabelled: bool = data_option(
+        False,
+        "leave out images without a mask or label, which are refused else",
+        datasets=("folder", "hub", *OUTLINES),
+    )
     image_size: list[int] = data_option(
         [96, 96], "height and width of the images", length=2, at_least=16, datasets=("synthetic",)
     )

@@ -10,21 +10,25 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 from torchvision.datasets import Cityscapes
 
 from data import synthetic
-from data.class_lists import CAMVID, VOC, ClassList, class_list, read_class_file
+from data.class_files import read_class_file
+from data.class_lists import CAMVID, VOC, ClassList, class_list
 from data.decode import cell_name, read_mask
 from data.faults import Faults
-from data.folders import TRAIN, VAL, data_root, image_files, require_folders
+from data.folders import TRAIN, VAL, data_root, named, require_folders, stand_in_note
+from data.holdout import hold_out, wants_holdout
 from data.hub import Media, hub_name, open_hub, select_media
-from data.masks import IGNORE, Color, MaskRule, default_colors
+from data.masks import IGNORE, Color, MaskRule, default_colors, looks_smoothed
 from data.png import stored_png
 from data.sources import evenly_spaced, load_from, spread
 from data.textfiles import read_text
 from errors import UserError
 from tasks.segmentation.options import OUTLINES, SegmentationOptions
 from tasks.segmentation.outlines import load_outlines
+from tasks.segmentation.pairs import Pairs, find_place, match_pairs, pair_names
 
 COLUMN = datasets.Image(decode=False)
 SCHEMA = datasets.Features({"image": COLUMN, "annotation": COLUMN})
@@ -38,12 +42,12 @@ SYNTHETIC_CLASSES = ("background", *synthetic.SHAPES)
 # Masks that are decoded to count the classes of a data set that names none.
 SAMPLED_MASKS = 256
 
-# The usual names of folders, in the order in which they are looked for.
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "")
-MASK_FOLDERS = ("masks", "mask", "annotations", "annotation", "annot", "labels", "label")
+# Files of classes that are looked for where --class_names names none.
+CLASS_FILES = (
+    *(f"classes.{suffix}" for suffix in ("txt", "csv", "json", "yaml")),
+    *("_classes.csv", "class_dict.csv", "labelmap.txt"),
+)
 VOC_FOLDERS = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
-
-Pairs = list[tuple[Path, Path]]  # image and mask
 
 
 @dataclass(frozen=True)
@@ -106,15 +110,49 @@ def _drawn(
 def load_folder(options: SegmentationOptions, faults: Faults) -> SegmentationData:
     """Folders of images and masks with the same file names."""
     root = data_root(options, "a folder of images and one of masks for each split")
-    splits = [_find_split(root, names) for names in (TRAIN, VAL)]
-    train, val = (match_pairs(*split, mask_tails=("", "_mask", "_label", "_L")) for split in splits)
+    places = [find_place(root, TRAIN), find_place(root, VAL)]
+    holds_out = wants_holdout(options, root, places[1] and places[1].split)
+    if holds_out:
+        places = [places[0] or find_place(root, ("",))]
+    if None in places:
+        split = (TRAIN, VAL)[places.index(None)][0]
+        hint = ", or let --val_share 0.1 hold out a part of train" if split == "val" else ""
+        raise UserError(
+            f"{root} has no images and masks of the split {split}: it must hold {split}/images and "
+            f"{split}/masks, or images/{split} and masks/{split}{hint}."
+        )
+    matched = [
+        match_pairs(place.images, place.masks, faults, skip_unlabelled=options.skip_unlabelled)
+        for place in places
+    ]
+    pairs, notes = [pairs for pairs, _ in matched], sum((notes for _, notes in matched), ())
+    if holds_out:
+        names = pair_names(root, pairs[0])
+        train, val, note = hold_out(pairs[0], names, options, root)
+        pairs, notes = [train, val], notes + note
+    else:
+        notes += stand_in_note(root, places[1].split)
     class_names = options.class_names
     if class_names is None:
-        files = (root / f"classes{suffix}" for suffix in (".txt", ".csv", ".json"))
-        class_names = next((str(file) for file in files if file.is_file()), None)
-    rows = _rows(train), _rows(val)
-    classes, notes = _classes(class_names, rows[0])
-    return _data(*rows, classes, notes)
+        class_names = _class_file(root, [place.images for place in places])
+    rows = [_rows(split) for split in pairs]
+    classes, more = _classes(class_names, rows[0])
+    return _data(*rows, classes, notes + more)
+
+
+def _class_file(root: Path, folders: Sequence[Path]) -> str | None:
+    """The class file in the data set's folder, or those in the folders of the splits.
+
+    Raises:
+        UserError: those of the splits differ.
+    """
+    if found := named(root, CLASS_FILES):
+        return str(found)
+    files = [file for folder in folders if (file := named(folder, CLASS_FILES))]
+    for other in files[1:]:
+        if read_class_file(other) != read_class_file(files[0]):
+            raise UserError(f"{files[0]} and {other} name other classes: make them the same.")
+    return str(files[0]) if files else None
 
 
 def load_camvid(options: SegmentationOptions, faults: Faults) -> SegmentationData:
@@ -122,7 +160,8 @@ def load_camvid(options: SegmentationOptions, faults: Faults) -> SegmentationDat
     expected = "train, trainannot, val and valannot"
     root = data_root(options, expected, "CamVid")
     pairs = [
-        match_pairs(*require_folders("camvid", root, expected, s, f"{s}annot")) for s in SPLITS
+        _exact_pairs(require_folders("camvid", root, expected, s, f"{s}annot"), faults)
+        for s in SPLITS
     ]
     rule = MaskRule.of_ids({**{i: i for i in range(11)}, 11: IGNORE})
     return _data(*map(_rows, pairs), ClassList(list(CAMVID), list(CAMVID.values()), rule))
@@ -133,21 +172,36 @@ def load_voc(options: SegmentationOptions, faults: Faults) -> SegmentationData:
     expected = "JPEGImages, SegmentationClass and ImageSets/Segmentation"
     root = data_root(options, expected, "VOCdevkit/VOC2012", "VOC2012")
     images, masks, lists = require_folders("voc", root, expected, *VOC_FOLDERS)
+    own_val = "val" if (lists / "val.txt").is_file() else None
+    holds_out = wants_holdout(options, lists, own_val)
+    pairs = [
+        _listed_pairs(lists / f"{split}.txt", images, masks, faults)
+        for split in (SPLITS[:1] if holds_out else SPLITS)
+    ]
+    notes: tuple[str, ...] = ()
+    if holds_out:
+        *pairs, notes = hold_out(pairs[0], pair_names(root, pairs[0]), options, root)
+    return _data(*map(_rows, pairs), class_list(VOC), notes)
+
+
+def _listed_pairs(file: Path, images: Path, masks: Path, faults: Faults) -> Pairs:
+    """The images and masks of a list of names."""
+    if not file.is_file():
+        raise UserError(
+            f"{file.parent} has no {file.name}: add it, with the name of an image per line."
+        )
     pairs = []
-    for split in SPLITS:
-        if not (lists / f"{split}.txt").is_file():
-            raise UserError(
-                f"{lists} has no {split}.txt: add it, with the name of an image per line."
-            )
-        names = read_text(lists / f"{split}.txt").split()
-        pairs.append([(images / f"{name}.jpg", masks / f"{name}.png") for name in names])
-        missing = next((path for pair in pairs[-1] for path in pair if not path.is_file()), None)
-        if missing:
-            raise UserError(
-                f"There is no {missing}, although {split}.txt in {lists} names it: restore it, or "
-                "remove the name."
-            )
-    return _data(*map(_rows, pairs), class_list(VOC))
+    for number, name in enumerate(read_text(file).split(), start=1):
+        pair = (images / f"{name}.jpg", masks / f"{name}.png")
+        missing = next((path for path in pair if not path.is_file()), None)
+        if missing is None:
+            pairs.append(pair)
+            continue
+        sentence = (
+            f"There is no {missing}, although {file} names it: restore it, or remove the name."
+        )
+        faults.add(file, sentence, f"name {number}")
+    return pairs
 
 
 def load_cityscapes(options: SegmentationOptions, faults: Faults) -> SegmentationData:
@@ -159,7 +213,7 @@ def load_cityscapes(options: SegmentationOptions, faults: Faults) -> Segmentatio
         folders = require_folders(
             "cityscapes", root, expected, f"leftImg8bit/{split}", f"gtFine/{split}"
         )
-        pairs.append(match_pairs(*folders, "_leftImg8bit", ("_gtFine_labelIds",)))
+        pairs.append(_exact_pairs(folders, faults, "_leftImg8bit", "_gtfine_labelids"))
     evaluated = [kind for kind in Cityscapes.classes if not kind.ignore_in_eval]  # by train_id
     train_ids = {kind.id: kind.train_id for kind in evaluated}
     rule = MaskRule.of_ids({**dict.fromkeys(range(34), IGNORE), **train_ids})
@@ -172,7 +226,9 @@ def load_ade20k(options: SegmentationOptions, faults: Faults) -> SegmentationDat
     expected = "images/{training,validation} and annotations/{training,validation}"
     root = data_root(options, expected, "ADEChallengeData2016")
     pairs = [
-        match_pairs(*require_folders("ade20k", root, expected, f"images/{s}", f"annotations/{s}"))
+        _exact_pairs(
+            require_folders("ade20k", root, expected, f"images/{s}", f"annotations/{s}"), faults
+        )
         for s in ("training", "validation")
     ]
     names = [f"class {number}" for number in range(1, 151)]
@@ -190,6 +246,10 @@ def load_hub(options: SegmentationOptions, faults: Faults) -> SegmentationData:
     name = hub_name(options.dataset)
     columns = (IMAGES, options.image_column), (MASKS, options.mask_column)
     train, val = (select_media(rows, name, *columns) for rows in splits)
+    if options.skip_unlabelled:
+        train, val, left_out = _labelled_only(train), _labelled_only(val), len(train) + len(val)
+        left_out -= len(train) + len(val)
+        notes += (f"{name}: {left_out} samples without a mask are left out.",) * bool(left_out)
     classes, more = _classes(options.class_names, train)
     return _data(train, val, classes, notes + more)
 
@@ -212,57 +272,24 @@ SOURCES: dict[str, Callable[[SegmentationOptions, Faults], SegmentationData]] = 
 }
 
 
-def match_pairs(
-    images: Path, masks: Path, image_tail: str = "", mask_tails: Sequence[str] = ("",)
+def _labelled_only(rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows that have a mask."""
+    stored = rows.with_format("arrow").select_columns(["annotation"])[:].column(0)
+    there = [
+        number
+        for number, (path, data) in enumerate(
+            zip(pc.struct_field(stored, "path"), pc.struct_field(stored, "bytes"), strict=True)
+        )
+        if path.is_valid or data.is_valid
+    ]
+    return rows if len(there) == len(rows) else rows.select(there)
+
+
+def _exact_pairs(
+    folders: Sequence[Path], faults: Faults, image_tail: str = "", mask_tail: str = ""
 ) -> Pairs:
-    """Match every image with the mask of the same relative path and stem.
-
-    Args:
-        images: folder, searched with its subfolders (but not in ``masks``, if that is one).
-        masks: folder, searched with its subfolders; masks without an image are left out.
-        image_tail: end of the image's stem that the mask's lacks; images without it are left out.
-        mask_tails: ends that the mask's stem may have instead, in order of preference.
-
-    Raises:
-        UserError: there are no images, or one has no mask.
-    """
-    mask_of = dict(image_files(masks))
-    pairs = []
-    for stem, image in image_files(images):
-        if not stem.endswith(image_tail) or masks in image.parents:
-            continue
-        stem = stem.removesuffix(image_tail)
-        mask = next((mask_of[stem + tail] for tail in mask_tails if stem + tail in mask_of), None)
-        if mask is None:
-            raise UserError(
-                f"Image {image} has no mask: add {masks / (stem + mask_tails[0])}.png, or remove "
-                "the image."
-            )
-        pairs.append((image, mask))
-    if not pairs:
-        raise UserError(f"There are no images in {images}: put them there.")
-    return pairs
-
-
-def _find_split(root: Path, split_names: Sequence[str]) -> tuple[Path, Path]:
-    """The folders of images and masks of a split, in any of the usual arrangements."""
-    for split in split_names:
-        for arrangement in ("{split}/{kind}", "{kind}/{split}", "{split}_{kind}", "{split}{kind}"):
-            found = [
-                next((path for path in candidates if path.is_dir()), None)
-                for candidates in (
-                    # An empty kind leaves a slash in front, which would be the machine's root.
-                    [root / arrangement.format(split=split, kind=kind).strip("/") for kind in kinds]
-                    for kinds in (IMAGE_FOLDERS, MASK_FOLDERS)
-                )
-            ]
-            if all(found):
-                return found[0], found[1]
-    split = split_names[0]
-    raise UserError(
-        f"{root} has no images and masks of the split {split}: it must hold {split}/images and "
-        f"{split}/masks, or images/{split} and masks/{split}."
-    )
+    """The pairs of a published data set, whose files have these names and no others."""
+    return match_pairs(*folders, faults, (image_tail.lower(),), (mask_tail,))[0]
 
 
 def _classes(
@@ -274,9 +301,10 @@ def _classes(
         names, colors = read_class_file(Path(names).expanduser())
     if names is not None:
         return class_list(names, colors), ()
+    numbered = MaskRule.of_ids({value: value for value in range(256)})
     shown: set[int] = set()
     for cell in spread(rows, SAMPLED_MASKS)["annotation"]:
-        shown |= _values_in(cell)
+        shown |= _values_in(cell, numbered)
     count = max(shown - {IGNORE}, default=-1) + 1
     if count < 2:
         raise UserError(
@@ -285,23 +313,34 @@ def _classes(
             "class, such as 'background 0 0 0' and 'object 255 255 255'."
         )
     note = f"No class names were given: the masks show {count} classes."
+    absent = count - len(shown - {IGNORE})
+    if absent:
+        note = f"{note.rstrip('.')}, of which {absent} are in no mask that was looked at."
     return class_list([f"class {number}" for number in range(count)]), (note,)
 
 
-def _values_in(cell: dict) -> set[int]:
+def _values_in(cell: dict, numbered: MaskRule) -> set[int]:
     name = cell_name(cell, "A mask of the training split")
     stored = read_mask(cell, name)
-    if stored.ndim == 3 and (stored != stored[..., :1]).any():
+    if stored.values.ndim == 3 and (stored.values != stored.values[..., :1]).any():
         raise UserError(
             f"{name} is a mask of colours: write a class file with a line 'name r g b' per class, "
             "which says what each colour means."
         )
-    return set(np.flatnonzero(np.bincount(stored.ravel(), minlength=256)).tolist())
+    if looks_smoothed(stored.values):
+        raise UserError(
+            f"{name} holds {len(np.unique(stored.values))} values and looks smoothed, by resizing "
+            "or by JPEG: export it again as PNG, and resize masks without interpolation."
+        )
+    return set(numbered(*stored).unique().tolist())
 
 
 def _rows(pairs: Pairs) -> datasets.Dataset:
-    images, masks = ([str(path) for path in paths] for paths in zip(*pairs, strict=True))
-    return datasets.Dataset.from_dict({"image": images, "annotation": masks}, features=SCHEMA)
+    columns = {
+        "image": [str(image) for image, _ in pairs],
+        "annotation": [str(mask) for _, mask in pairs],
+    }
+    return datasets.Dataset.from_dict(columns, features=SCHEMA)
 
 
 def _data(

@@ -65,7 +65,7 @@ class Segmentation(Task):
         self.options, self.data, self.device = options, data, device
         self.inference = SegmentationInference(options, data.classes, data.colors, device)
         self.inference.at_once = plan.batch_size
-        reader = Reader(data.train, data.rule)
+        reader = Reader(data.train, data.rule, options.resize_masks)
         augment = train_transform(
             crop_size=tuple(options.crop_size),
             scale=tuple(options.scale_range),
@@ -73,7 +73,8 @@ class Segmentation(Task):
             color_jitter=tuple(options.color_jitter),
         )
         self.train_data = TrainDataset(reader, augment, options.seed)
-        self.val_data = EvalDataset(Reader(data.val, data.rule), self.inference.resize)
+        val_reader = Reader(data.val, data.rule, options.resize_masks)
+        self.val_data = EvalDataset(val_reader, self.inference.resize)
         self.identity = {"classes": data.classes}
         self.dtype = self.inference.dtype
         self.class_weights = self._class_weights(reader)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.class_lists import read_class_file
+from data.class_files import read_class_file
 from data.faults import Faults
 from data.folders import (
     TRAIN,

@@ -29,6 +29,9 @@ class VideoOptions(TrainingOptions):
     decoder: Literal["auto", "pyav", "torchcodec"] = data_option(
         "auto", "what decodes video files", resume="free"
     )
+    balance_classes: bool = data_option(
+        False, "see a class in proportion to the square root of its number of videos"
+    )
     model: str = model_option("syncbnnet3d", "video classifier; docs/models.md lists them")
     clip_frames: int = model_option(8, "frames per clip", at_least=1)
     frame_stride: int = model_option(

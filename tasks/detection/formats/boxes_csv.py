@@ -20,8 +20,9 @@ from tasks.detection.formats.reading import (
     text,
 )
 from tasks.detection.formats.splits import Place, divide, find_splits
+from tasks.detection.make_rows import make_data
 from tasks.detection.options import DetectionOptions
-from tasks.detection.rows import Annotated, DetectionData, make_data
+from tasks.detection.rows import Annotated, DetectionData
 
 EXPECTED = "train.csv, val.csv and the images"
 # What columns are called, in lower case.

@@ -17,8 +17,9 @@ from errors import UserError
 from tasks.detection import instance_masks
 from tasks.detection.formats.reading import MALFORMED, flag, given_class_names, reason
 from tasks.detection.formats.splits import Place, divide, find_splits
+from tasks.detection.make_rows import make_data
 from tasks.detection.options import DetectionOptions
-from tasks.detection.rows import Annotated, DetectionData, make_data
+from tasks.detection.rows import Annotated, DetectionData
 
 EXPECTED = "a data set in a format that datumaro reads"
 # Names of datumaro's kinds of annotations that are objects; the rest has no area.

@@ -24,8 +24,9 @@ from tasks.detection.formats.reading import (
     text,
 )
 from tasks.detection.formats.splits import Place, divide, find_splits
+from tasks.detection.make_rows import make_data
 from tasks.detection.options import DetectionOptions
-from tasks.detection.rows import Annotated, DetectionData, make_data
+from tasks.detection.rows import Annotated, DetectionData
 
 EXPECTED = "annotations/instances_{train,val}*.json and the folders of their images"
 PARTS = ("images", "annotations", "categories")

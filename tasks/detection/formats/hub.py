@@ -20,8 +20,9 @@ from tasks.detection.formats.reading import (
     read_each,
 )
 from tasks.detection.headers import Header, read_headers
+from tasks.detection.make_rows import make_data
 from tasks.detection.options import DetectionOptions
-from tasks.detection.rows import Annotated, Box, DetectionData, make_data
+from tasks.detection.rows import Annotated, Box, DetectionData
 
 BOXES = ("bbox", "bboxes", "boxes", "box")
 CATEGORIES = ("category", "categories", "category_id", "label", "labels", "class", "classes")

@@ -13,8 +13,9 @@ from data.textfiles import read_json
 from errors import UserError
 from tasks.detection.formats.reading import MALFORMED, given_class_names, pixels, reason, text
 from tasks.detection.formats.splits import Place, divide, find_splits
+from tasks.detection.make_rows import make_data
 from tasks.detection.options import DetectionOptions
-from tasks.detection.rows import Annotated, DetectionData, make_data
+from tasks.detection.rows import Annotated, DetectionData
 
 EXPECTED = "train and val, folders of images and of labelme's JSON files"
 IGNORED = "__ignore__"  # labelme's name of what counts neither as object nor as background

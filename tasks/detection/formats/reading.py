@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data.class_lists import read_class_file
+from data.class_files import read_class_file
 from data.faults import Faults
 from errors import UserError
 from tasks.detection.options import DetectionOptions

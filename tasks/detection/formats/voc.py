@@ -12,8 +12,9 @@ from errors import UserError
 from tasks.detection.formats.reading import MALFORMED, flag, given_class_names, pixels, reason
 from tasks.detection.formats.splits import Place, divide, find_splits
 from tasks.detection.formats.voc_files import EXPECTED, Pair, find_all, find_pairs, unused_xml_note
+from tasks.detection.make_rows import make_data
 from tasks.detection.options import DetectionOptions
-from tasks.detection.rows import Annotated, Box, DetectionData, make_data
+from tasks.detection.rows import Annotated, Box, DetectionData
 
 
 @dataclass

@@ -23,8 +23,9 @@ from tasks.detection.formats.yolo_files import (
     read_description,
     unused_labels_note,
 )
+from tasks.detection.make_rows import make_data
 from tasks.detection.options import DetectionOptions
-from tasks.detection.rows import Annotated, DetectionData, make_data
+from tasks.detection.rows import Annotated, DetectionData
 
 MOST_CLASSES = 10_000  # a higher number without a name is a mistake
 OUTSIDE = 2.0  # share of the image from which on a number is in other units

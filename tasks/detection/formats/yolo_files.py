@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.class_lists import read_class_file
+from data.class_files import read_class_file
 from data.faults import Faults
 from data.folders import TRAIN, VAL, entries, image_files, named, split_folder
 from data.paths import resolve
