@@ -1,25 +1,29 @@
 """Using trained weights: what a file says of itself, predict.py, tiles, averaging, sharing."""
 
 import csv
+import importlib.util
 import json
 import shlex
-import subprocess
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors import safe_open
 from torch import nn
 
+import export
 import predict
 from data.tiles import Tiles, Window
 from engine.about import KEY, read_about
 from engine.command_line import parse
 from engine.inference import set_eps, unusual_eps
 from errors import UserError
+from exporting.options import ExportOptions
 from inference.averaging import Averaged, averaged
 from inference.options import PredictOptions, named_values
 from inference.output import read_records
@@ -33,11 +37,13 @@ from tasks.detection.formats.yolo import load_yolo
 from tasks.detection.options import DetectionOptions
 from tasks.detection.tiles import merged
 from tasks.segmentation.loss import dice_counts, dice_of_counts, dice_sum
+from tasks.segmentation.options import SegmentationOptions
 from tasks.segmentation.tiles import blended
 from tests.conftest import ROOT, Run, accelerate, launched, train_here
 from tests.table import SCRIPTS
 
 TASKS = {row.task: script for script, row in SCRIPTS.items()}
+ONNX = ("onnx", "onnxscript", "onnxruntime")
 PICTURE_TASKS = ("segmentation", "detection", "classification")
 
 
@@ -66,8 +72,6 @@ def pictures(tmp_path: Path) -> Path:
 
 def predicted(out: Path, weights: Path, **options: object) -> tuple[int, list[dict]]:
     """Run predict.py in this process; its exit status and its lines."""
-    from accelerate.state import AcceleratorState
-
     AcceleratorState._reset_state(reset_partial_state=True)
     given = {"num_workers": 0, "weights": str(weights), "output": str(out)} | options
     parsed = PredictOptions(**given)
@@ -323,7 +327,7 @@ def test_tiles_cover_a_picture_with_weights_of_one(length, side, overlap) -> Non
         total[start : start + min(side, length)] += weights
     assert starts[0] == 0 and starts[-1] + min(side, length) == length
     assert total == pytest.approx(torch.ones(length, dtype=torch.float64))
-    assert all(b - a <= side * (1 - overlap) + 1 for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b - a <= side * (1 - overlap) + 1 for a, b in pairwise(starts))
 
 
 @pytest.mark.parametrize("values", [1, 2**26])
@@ -430,7 +434,7 @@ def test_group_norm_comes_back(tmp_path) -> None:
     assert asdict(model.about)["metrics"] == run.evals[-1]
 
 
-def test_the_way_in_six_lines(tmp_path) -> None:
+def test_the_way_in_six_lines(tmp_path, monkeypatch) -> None:
     """README's commands from own pictures to predictions, each as it stands there."""
     text = (ROOT / "README.md").read_text()
     block = text.partition("<!-- six lines -->")[2].partition("<!-- end -->")[0]
@@ -449,33 +453,17 @@ def test_the_way_in_six_lines(tmp_path) -> None:
     Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(
         tmp_path / "new_pictures/a.jpg"
     )
-    has_onnx = all(map(_is_installed, ("onnx", "onnxscript", "onnxruntime")))
+    monkeypatch.chdir(tmp_path)
     for line in lines:
         words = shlex.split(line, comments=True)
-        if words[1] == "export.py" and not has_onnx:
+        assert words.pop(0) == "python"
+        module = importlib.import_module(words.pop(0).removesuffix(".py"))
+        kind = {predict: PredictOptions, export: ExportOptions}.get(module, SegmentationOptions)
+        if module is export and not all(map(importlib.util.find_spec, ONNX)):
             break
-        extra = ["--max_steps=2", "--num_workers=0"] if "--output_dir" in words else []
-        words[1] = str(ROOT / words[1])
-        done = subprocess.run(
-            [*_python(), *words[1:], *extra],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        trains = module is not predict and module is not export
+        fast = ["--max_steps=2", "--num_workers=0"] if trains else []
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert module.main(parse(kind, "", [*words, *fast])) == 0, line
     assert (tmp_path / "out/new/masks/a.png").exists()
     assert json.loads((tmp_path / "out/scored/metrics.json").read_text())["inputs"] == 2
-
-
-def _is_installed(name: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(name) is not None
-
-
-def _python() -> list[str]:
-    import sys
-
-    return [sys.executable]
