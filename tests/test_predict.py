@@ -330,7 +330,7 @@ def test_tiles_cover_a_picture_with_weights_of_one(length, side, overlap) -> Non
     assert all(b - a <= side * (1 - overlap) + 1 for a, b in pairwise(starts))
 
 
-@pytest.mark.parametrize("values", [1, 2**26])
+@pytest.mark.parametrize("values", [1, 2**23])
 def test_tiles_of_a_function_of_single_pixels_are_the_whole(monkeypatch, values) -> None:
     monkeypatch.setattr("tasks.segmentation.tiles.VALUES", values)  # 1: in several bands
     picture = torch.randint(0, 256, (3, 70, 150), dtype=torch.uint8)
