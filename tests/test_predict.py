@@ -18,6 +18,7 @@ from torch import nn
 
 import export
 import predict
+from data.on_disk import PictureOnDisk
 from data.tiles import Tiles, Window
 from engine.about import KEY, read_about
 from engine.command_line import parse
@@ -310,12 +311,16 @@ def test_inputs_are_found_and_nothing_is_lost(pictures, tmp_path, monkeypatch) -
         "pictures/gone.jpg",
     ]
     found = FileSource([f"{pictures}/*.png", str(pictures / "alpha.png")], "image")
-    assert len(found.inputs) == 4  # one of them by two names
+    assert len(found.inputs) == 3  # one of them by two names
     folder = FileSource(str(pictures), "image")
     assert "1 other files" in folder.notes[0]
     assert FileSource("0", "image").inputs[0].kind == "camera"
     outs = out_names(["a/x.jpg", "a/x.png", "b/x.jpg", "../up.jpg", "/up.jpg"])
-    assert list(outs.values()) == ["a/x.jpg", "a/x.png", "b/x", "up.jpg", "up.jpg-2"]
+    assert outs == ["a/x.jpg", "a/x.png", "b/x", "up.jpg", "up.jpg-2"]
+    assert out_names(["/far/away/x.jpg"]) == ["x"]
+    assert out_names(["/far/a/x.jpg", "/far/b/x.jpg"]) == ["a/x", "b/x"]
+    two = FileSource([str(pictures), str(pictures / "sub"), str(pictures / "sub")], "image")
+    assert len(two.inputs) == 6 and len({each.out for each in two.inputs}) == 6
     assert named_values(["a=1", "b=x/y", "c=2,3"], "o") == {"a": 1, "b": "x/y", "c": [2, 3]}
 
 
@@ -389,6 +394,23 @@ def test_dice_of_parts_is_that_of_the_whole() -> None:
     parts = [dice_counts(*half) for half in halves]
     counts = tuple(sum(each) for each in zip(*parts, strict=True))
     assert dice_of_counts(counts) == pytest.approx(dice_sum(logits, target))
+
+
+def test_a_large_picture_is_read_from_the_disk(runs, tmp_path, monkeypatch) -> None:
+    picture = torch.randint(0, 256, (3, 300, 400), dtype=torch.uint8)
+    stored = PictureOnDisk(picture)
+    window = Window(17, 30, 200, 100)
+    assert torch.equal(window.of(stored), window.of(picture))
+    assert torch.equal(stored.thinned(3), picture[:, ::3, ::3])
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "large.png")
+    for task in ("segmentation", "detection"):
+        options = {"input": str(tmp_path / "large.png"), "tile": 128}
+        _, plain = predicted(tmp_path / task / "a", runs[task].path, **options)
+        monkeypatch.setattr("data.on_disk.LARGE", 1000)
+        _, other = predicted(tmp_path / task / "b", runs[task].path, **options)
+        assert plain == other
+        drawn = [tmp_path / task / name / "pictures" / "large.png" for name in "ab"]
+        assert drawn[0].read_bytes() == drawn[1].read_bytes()
 
 
 class Brightness(nn.Module):
