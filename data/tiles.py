@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,10 @@ class Window(NamedTuple):
     height: int
     width: int
 
-    def of(self, picture: Tensor) -> Tensor:
-        """This part of a picture (..., H, W)."""
+    def of(self, picture: Any) -> Tensor:
+        """This part of a picture (..., H, W), which may be a ``data.on_disk.PictureOnDisk``."""
+        if not isinstance(picture, Tensor):
+            return picture.read(self)
         return picture[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
 

@@ -1,5 +1,6 @@
 """From a picture or a clip to a typed result: what evaluation, figures and prediction share."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar
@@ -112,6 +113,7 @@ class Inference(ABC):
             step: optimizer steps done.
             metrics: of the evaluation.
         """
+        measured = {k: v for k, v in (metrics or {}).items() if k != "step" and math.isfinite(v)}
         given = {name: getattr(self.options, name) for name in self.saved}
         return About(
             task=self.task,
@@ -122,7 +124,7 @@ class Inference(ABC):
             norm=norm if norm in EXCHANGED else "bn",
             norm_eps=unusual_eps(model),
             step=step,
-            metrics={} if metrics is None else {k: v for k, v in metrics.items() if k != "step"},
+            metrics=measured,
             versions=versions(),
         )
 

@@ -84,7 +84,7 @@ class DetectionOutput(TaskOutput):
 
     def row(self, record: dict[str, Any]) -> list[Any]:
         """Size and numbers of objects."""
-        counts = record.get("counts") or self._counts(record)
+        counts = record["counts"] if "frames" in record else self._counts(record)
         found = [counts.get(name, 0) for name in self.classes]
         return [*record["size"], sum(found), *found]
 

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from data.on_disk import on_disk_if_large
 from engine.loaders import Loading, count_workers, make_loader, stop_workers
 from errors import UserError
 from inference.films import predict_film, predict_slid
@@ -109,7 +110,7 @@ def _compute(model: Trained, pixels: torch.Tensor, samples: list[dict[str, Any]]
         reason = TOO_LARGE
     except (RuntimeError, ValueError) as error:
         text = str(error).strip().partition("\n")[0]
-        reason = f"the network can't take an input of {tuple(pixels.shape[1:])} ({text})"
+        reason = f"the network can't take an input of {tuple(pixels[0].shape)} ({text})"
     if len(samples) == 1:
         return [reason]
     parts = zip(pixels.split(1), samples, strict=True)
@@ -132,6 +133,8 @@ class Items(Dataset):
         """The prepared input of a number, or {"number", "error"}."""
         try:
             with self.source.open(number) as (media, truth):
+                if self.model.inference.tiles:
+                    media = on_disk_if_large(media)
                 sample = self.model.inference.prepare(media)
         except UserError as error:
             return {"number": number, "error": str(error)}
@@ -154,8 +157,10 @@ class Items(Dataset):
         ]
 
 
-def _stacked(pixels: list[torch.Tensor]) -> torch.Tensor:
-    """Of one picture a view: it may be large."""
+def _stacked(pixels: list[Any]) -> Any:
+    """Of one picture a view, since it may be large; one on the disk stays there."""
+    if not isinstance(pixels[0], torch.Tensor):
+        return pixels
     return pixels[0][None] if len(pixels) == 1 else torch.stack(pixels)
 
 

@@ -47,11 +47,9 @@ class DatasetSource:
         self.reader = _reader(task, getattr(data, options.split), data, given)
         self.is_video = model.inference.media == "video"
         names = unique([self.reader.name(number) for number in range(len(self.reader))])
-        outs = out_names(_without_common_folder(names))
+        outs = out_names(names)
         kind = model.inference.media
-        self.inputs = [
-            Input(name, out, None, kind) for name, out in zip(names, outs.values(), strict=True)
-        ]
+        self.inputs = [Input(name, out, None, kind) for name, out in zip(names, outs, strict=True)]
 
     @contextlib.contextmanager
     def open(self, number: int) -> Iterator[tuple[Any, Any]]:
@@ -86,12 +84,3 @@ def unique(names: list[str]) -> list[str]:
         seen[name] = seen.get(name, 0) + 1
         distinct.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
     return distinct
-
-
-def _without_common_folder(names: list[str]) -> list[str]:
-    """Paths relative to the deepest folder that holds all of them."""
-    parts = [name.split("/") for name in names]
-    common = 0
-    while all(len(each) > common + 1 for each in parts) and len({e[common] for e in parts}) == 1:
-        common += 1
-    return ["/".join(each[common:]) for each in parts]

@@ -84,6 +84,7 @@ class FileSource:
     def __init__(self, given: str | Sequence[str], media: str) -> None:
         self.media, self.notes = media, []
         given = [given] if isinstance(given, str) else list(given)
+        self.alone = len(given) == 1
         found = [pair for each in given for pair in self._find(each)]
         paths = dict(found)
         if len(paths) < len(found):
@@ -93,7 +94,8 @@ class FileSource:
             raise UserError(f"There are no {kinds} in {', '.join(given)}: check --input.")
         outs = out_names(list(paths))
         self.inputs = [
-            Input(name, outs[name], path, kind_of(path, media)) for name, path in paths.items()
+            Input(name, out, path, kind_of(path, media))
+            for (name, path), out in zip(paths.items(), outs, strict=True)
         ]
 
     def _find(self, given: str) -> Iterator[tuple[str, str]]:
@@ -108,7 +110,7 @@ class FileSource:
         elif path.is_file() and path.suffix.lower() in LISTS:
             yield from self._listed(read_text(path), path.parent)
         elif path.is_file():
-            yield path.name if path.is_absolute() else given, str(path)
+            yield given, str(path)
         elif glob.has_magic(given):
             found = sorted(glob.glob(str(path), recursive=True))
             files = [name for name in found if Path(name).is_file()]
@@ -134,7 +136,9 @@ class FileSource:
             if hidden or not path.is_file():
                 continue
             if path.suffix.lower() in wanted:
-                yield path.relative_to(folder).as_posix(), str(path)
+                # Below several folders the same names may occur.
+                name = path.relative_to(folder) if self.alone else path
+                yield name.as_posix(), str(path)
             else:
                 left_out += 1
         if left_out:
@@ -162,24 +166,33 @@ def kind_of(path: str, media: str) -> str:
     return "video" if media == "video" or Path(path).suffix.lower() in VIDEOS else "image"
 
 
-def out_names(names: Sequence[str]) -> dict[str, str]:
+def out_names(names: Sequence[str]) -> list[str]:
     """Where what is made of each input goes: its name without suffix, or with it where two agree.
 
-    Names that lead out of a folder lead into it; a name is never given twice.
+    The folder that holds all inputs is left out. Names that lead out of a folder lead into it. No
+    two are the same.
     """
-    plain = {}
-    for name in names:
-        parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in "/.."]
-        plain[name] = PurePosixPath(*parts or ["input"])
-    stems = Counter(str(path.with_suffix("")) for path in plain.values())
-    outs: dict[str, str] = {}
+    plain = [_inside(name) for name in names]
+    common = 0
+    while len({path.parts[: common + 1] for path in plain}) == 1 and all(
+        len(path.parts) > common + 1 for path in plain
+    ):
+        common += 1
+    plain = [PurePosixPath(*path.parts[common:]) for path in plain]
+    stems = Counter(str(path.with_suffix("")) for path in plain)
+    outs: list[str] = []
     taken: set[str] = set()
-    for name, path in plain.items():
+    for path in plain:
         stem = str(path.with_suffix(""))
         out = base = stem if stems[stem] == 1 else str(path)
         number = 2
         while out in taken:
             out, number = f"{base}-{number}", number + 1
         taken.add(out)
-        outs[name] = out
+        outs.append(out)
     return outs
+
+
+def _inside(name: str) -> PurePosixPath:
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return PurePosixPath(*[part for part in parts if part not in ("/", "..")] or ["input"])

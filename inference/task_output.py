@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.io import encode_jpeg, encode_png, write_file
 from torchvision.transforms.v2 import functional as F
 
+from data.on_disk import PictureOnDisk
 from errors import UserError
 from inference.options import PredictOptions
 from inference.sources import Input
@@ -123,13 +124,16 @@ def drawing_size(height: int, width: int) -> tuple[int, int]:
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def at_drawing_size(picture: Tensor) -> Tensor:
+def at_drawing_size(picture: Tensor | PictureOnDisk) -> Tensor:
     """A picture (3, H, W) at the size at which its annotations can be read."""
     size = drawing_size(*picture.shape[-2:])
-    if size == tuple(picture.shape[-2:]):
+    if size == tuple(picture.shape[-2:]) and isinstance(picture, Tensor):
         return picture
     stride = max(1, max(picture.shape[-2:]) // (2 * LARGEST))
-    picture = picture[:, ::stride, ::stride]  # so that resizing copies no huge picture
+    if isinstance(picture, PictureOnDisk):
+        picture = picture.thinned(stride)
+    else:
+        picture = picture[:, ::stride, ::stride]  # so that resizing copies no huge picture
     enlarged = size[0] > picture.shape[-2] or size[1] > picture.shape[-1]
     mode = F.InterpolationMode.NEAREST_EXACT if enlarged else F.InterpolationMode.BILINEAR
     return F.resize(picture, list(size), mode, antialias=True)

@@ -170,7 +170,7 @@ def load_trained(
 
         about, network = read_onnx(path)
         return Trained(inference_of(about, device), network, about, precision)
-    about = given or read_about(path)
+    about = read_about(path) or given
     if about is None:
         raise UserError(
             f"{path} doesn't say what it is, as files of this project's runs do: give --task, "

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from data.tiles import Tiles, Window
 
-VALUES = 2**26  # of logits kept at a time: wider pictures are worked through in several bands
+VALUES = 2**23  # of logits kept at a time: wider pictures are worked through in several bands
 
 
 def blended(
@@ -32,7 +32,7 @@ def blended(
         at_once: windows in a batch.
 
     Yields:
-        A part of the picture, and its logits (K, h, w).
+        A part of the picture, and its logits (K, h, w), until the next part.
     """
     height, width = picture.shape[-2:]
     rows, columns = tiles.starts(height), tiles.starts(width)
@@ -57,6 +57,6 @@ def blended(
                     buffer[:, :, start - left : stop - left] += each[..., shown] * weight.to(each)
             below = rows[row + 1] if row + 1 < len(rows) else height
             yield Window(top, left, below - top, right - left), buffer[:, : below - top]
-            buffer = torch.cat(
-                [buffer[:, below - top :], torch.zeros_like(buffer[:, : below - top])], 1
-            )
+            still_open = buffer[:, below - top :].clone()
+            buffer[:, : still_open.shape[1]] = still_open
+            buffer[:, still_open.shape[1] :] = 0
