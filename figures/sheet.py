@@ -1,6 +1,6 @@
 """Panels below each other under their headings, over a legend of the class colours."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torchvision.transforms.v2 import functional as F

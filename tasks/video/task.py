@@ -5,11 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-<<<<<<< HEAD
-from data.masks import default_colors
-=======
 from data.balance import square_root_weights
->>>>>>> h12b
+from data.masks import default_colors
 from engine.plan import Plan
 from engine.task import Batch, Evaluation, Losses, Tally, Task, evenly_spaced_samples
 from figures.confusion import confusion_figure
@@ -53,19 +50,14 @@ class VideoClassification(Task):
         short_side = None if area else tuple(options.short_side)
         augment = train_transform(size, area, options.hflip, tuple(options.color_jitter))
         train, val = (Reader(rows, data.open, options.decoder) for rows in (data.train, data.val))
-<<<<<<< HEAD
         self.train_data = TrainDataset(
             train, self.inference.clip, short_side, augment, options.seed
         )
+        if options.balance_classes:
+            self.train_data.weights = square_root_weights(data.train["label"][:])
         self.val_data = EvalDataset(
             val, self.inference.clip, options.eval_short_side, self.inference.windows
         )
-=======
-        self.train_data = TrainDataset(train, clip, short_side, augment, options.seed)
-        if options.balance_classes:
-            self.train_data.weights = square_root_weights(data.train["label"][:])
-        self.val_data = EvalDataset(val, clip, options.eval_short_side, windows)
->>>>>>> h12b
         self.identity = {"classes": data.classes}
 
     def build_model(self) -> nn.Module:
