@@ -11,12 +11,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from data.decode import read_image
-from data.folders import IMAGE_SUFFIXES, read_text
+from data.faults import Faults
+from data.folders import IMAGE_SUFFIXES, find_files
+from data.textfiles import read_text
 from errors import UserError
 from inference.clips import as_video
 from inference.options import PredictOptions
 from inference.trained import Trained
-from tasks.video.sources import VIDEOS
+from tasks.video.files import VIDEOS
 
 LISTS = (".txt",)
 
@@ -130,19 +132,16 @@ class FileSource:
 
     def _in_folder(self, folder: Path) -> Iterator[tuple[str, str]]:
         wanted = VIDEOS | IMAGE_SUFFIXES if self.media == "image" else VIDEOS
-        left_out = 0
-        for path in sorted(folder.rglob("*")):
-            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-            if hidden or not path.is_file():
-                continue
-            if path.suffix.lower() in wanted:
-                # Below several folders the same names may occur.
-                name = path.relative_to(folder) if self.alone else path
-                yield name.as_posix(), str(path)
-            else:
-                left_out += 1
-        if left_out:
-            self.notes.append(f"{left_out} other files in {folder} are left out, by their suffix.")
+        found = find_files(folder, faults := Faults(), wanted)
+        for path in found.files:
+            # Below several folders the same names may occur.
+            name = path.relative_to(folder) if self.alone else path
+            yield name.as_posix(), str(path)
+        self.notes += [f"Left out: {fault.sentence}" for fault in faults.found]
+        if found.left_out:
+            self.notes.append(
+                f"{len(found.left_out)} other files in {folder} are left out, by their suffix."
+            )
 
     @contextlib.contextmanager
     def open(self, number: int) -> Iterator[tuple[Any, None]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from data.class_lists import read_class_file
+from data.class_files import read_class_file
 from data.masks import default_colors
 from engine.about import About
 from errors import UserError
