@@ -1,8 +1,8 @@
 """From annotated images to rows: sizes from headers, and which boxes are left out."""
 
 import math
+import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -99,11 +99,11 @@ def _require_file(annotated: Annotated, header: Header) -> None:
         UserError: there is no such file.
     """
     if header.stored == (0, 0) and isinstance(annotated.image, str) and annotated.image:
-        path = Path(annotated.image)
-        if not path.is_file():
-            what = "is no regular file" if path.exists() else "is not there"
+        path = annotated.image
+        if not os.path.isfile(path):  # False for every name that can't be one
+            what = "is no regular file" if os.path.exists(path) else "is not there"
             raise UserError(
-                f"{path} {what}, although it has annotations: restore it, or remove them."
+                f"{path:.300} {what}, although it has annotations: restore it, or remove them."
             )
 
 
