@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from torch.utils.data import Dataset
@@ -62,7 +63,13 @@ class ReaderDataset(Dataset):
 
     Args:
         reader: of the split.
+
+    Attributes:
+        weights: how often each sample is seen in training (data/balance.py); None for once in each
+            epoch.
     """
+
+    weights: np.ndarray | None = None
 
     def __init__(self, reader: RowReader) -> None:
         self.reader = reader

@@ -3,7 +3,8 @@
 Training consumes an endless stream of dataset indices. Epoch e's part of the stream is a
 permutation drawn from (seed, e), batches run across epoch borders, and every optimizer step takes
 the next ``global_batch_size`` entries. The only state is the number of samples consumed, so a run
-resumes by arithmetic, on any number of processes and workers.
+resumes by arithmetic, on any number of processes and workers. With weights an epoch is as long, and
+shows a sample as often as its weight says, which is also a function of (seed, e) alone.
 """
 
 import contextlib
@@ -22,20 +23,23 @@ class SampleKey(NamedTuple):
         epoch: the pass over the data that it belongs to, from 0.
         index: of the sample in the data set.
         position: of the entry in the stream, from 0.
+        repeat: how often the epoch has shown the sample before.
     """
 
     epoch: int
     index: int
     position: int
+    repeat: int = 0
 
 
-def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """Seed of one sample's random state: a function of (seed, epoch, index) and nothing else.
+def sample_seed(seed: int, epoch: int, index: int, repeat: int = 0) -> int:
+    """Seed of one sample's random state: a function of these four and nothing else.
 
     Returns:
         A 63-bit integer, well mixed (numpy's SeedSequence), for ``torch.manual_seed``.
     """
-    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0] >> 1)
+    entropy = [seed, epoch, index, repeat] if repeat else [seed, epoch, index]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextlib.contextmanager
@@ -47,13 +51,36 @@ def sample_randomness(seed: int, key: SampleKey) -> Iterator[None]:
     """
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also seed all accelerators, which takes a millisecond.
-        torch.default_generator.manual_seed(sample_seed(seed, key.epoch, key.index))
+        torch.default_generator.manual_seed(sample_seed(seed, key.epoch, key.index, key.repeat))
         yield
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of ``range(num_samples)`` in which an epoch visits the samples."""
-    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+def epoch_order(
+    num_samples: int, seed: int, epoch: int, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """The samples in the order in which an epoch visits them: int64 (num_samples,).
+
+    Without weights it is a permutation. With weights a sample is expected ``num_samples * weight /
+    sum of weights`` times, and comes that often, rounded down or up at random.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(num_samples)
+    if weights is None:
+        return order
+    # Marks at equal distances on a line on which the samples, in random order, lie end to end.
+    ends = np.cumsum(weights[order] * (num_samples / weights.sum()))
+    marks = np.arange(num_samples) + rng.uniform()
+    places = np.minimum(np.searchsorted(ends, marks, side="right"), num_samples - 1)
+    return rng.permutation(order[places])
+
+
+def repeats_of(order: np.ndarray) -> np.ndarray:
+    """How often each entry has come before in the order: int64, the same length."""
+    by_sample = np.argsort(order, kind="stable")
+    _, first, counts = np.unique(order[by_sample], return_index=True, return_counts=True)
+    repeats = np.empty_like(order)
+    repeats[by_sample] = np.arange(len(order)) - np.repeat(first, counts)
+    return repeats
 
 
 class SampleStream:
@@ -62,18 +89,23 @@ class SampleStream:
     Args:
         num_samples: size of the data set.
         seed: the run's seed.
+        weights: how often each sample is seen in proportion to others: float64 (num_samples,),
+            above 0; None for once in each epoch.
     """
 
-    def __init__(self, num_samples: int, seed: int) -> None:
-        self.num_samples = num_samples
-        self.seed = seed
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+    def __init__(self, num_samples: int, seed: int, weights: np.ndarray | None = None) -> None:
+        self.num_samples, self.seed, self.weights = num_samples, seed, weights
+        self._epoch = -1
+        self._order = self._repeats = np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> SampleKey:
         epoch, offset = divmod(position, self.num_samples)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(self.num_samples, self.seed, epoch)
-        return SampleKey(epoch, int(self._order[offset]), position)
+            self._epoch = epoch
+            self._order = epoch_order(self.num_samples, self.seed, epoch, self.weights)
+            once = self.weights is None
+            self._repeats = np.zeros_like(self._order) if once else repeats_of(self._order)
+        return SampleKey(epoch, int(self._order[offset]), position, int(self._repeats[offset]))
 
     def step_indices(self, step: int, global_batch_size: int) -> list[int]:
         """Indices of the samples that all processes consume in a step (from 0)."""

@@ -86,7 +86,8 @@ class Loop(ABC):
             "precision": accelerator.mixed_precision,
             **identity,
         }
-        self.stream = SampleStream(len(train_data), options.seed)
+        weights = getattr(train_data, "weights", None)
+        self.stream = SampleStream(len(train_data), options.seed, weights)
         self.folder, self.path = claim_folder(accelerator, name, options)
         self.stop, self.losses, self.saved_step = StopRequest(), LossBuffer(), -1
 
