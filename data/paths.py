@@ -19,7 +19,7 @@ def resolve(name: str, bases: Sequence[Path]) -> Path | None:
     for written in dict.fromkeys((name, name.replace("\\", "/"))):
         parts = Path(written).parts
         for first in range(max(1, len(parts))):
-            inner = Path(*parts[first:]) if first else Path(written)
+            inner = Path(*parts[first:]) if first else Path(os.path.expanduser(written))
             if first and inner.parts[0] == "..":
                 continue
             found = next((base / inner for base in bases if _is_file_or_folder(base / inner)), None)

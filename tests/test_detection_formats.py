@@ -725,6 +725,27 @@ def test_labelme_shapes_that_cannot_be_used(tmp_path, shape):
     )
 
 
+@pytest.mark.parametrize("source", ["yolo", "csv", "labelme"])
+def test_one_folder_is_enough(tmp_path, source):
+    shapes = [{"label": "cat", "points": [[2, 3], [12, 3], [12, 9], [2, 9]]}]
+    lines = "filename,class,xmin,ymin,xmax,ymax\n"
+    for number in range(20):
+        save_image(tmp_path / f"images/{number}.jpg")
+        lines += f"{number}.jpg,cat,2,3,12,9\n"
+        if source == "yolo":
+            write(tmp_path / f"labels/{number}.txt", BOX)
+        elif source == "labelme":
+            write(tmp_path / f"images/{number}.json", {"shapes": shapes})
+    if source == "csv":
+        write(tmp_path / "annotations.csv", lines)
+    assert "--val_share" in refused(source, tmp_path)
+    data = load(source, str(tmp_path), fold="1/2")
+    names = paths_of(data.train) + paths_of(data.val)
+    assert sorted(names) == sorted(f"{number}.jpg" for number in range(20))
+    assert paths_of(load(source, str(tmp_path), fold="2/2").val) == paths_of(data.train)
+    assert truth_of(data)["labels"].tolist() == [0] and "held out" in said(data)
+
+
 # Masks for segmentation
 
 

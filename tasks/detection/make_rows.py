@@ -52,11 +52,10 @@ def to_rows(
     """
     images, notes = list(images), []
     if options.skip_unlabelled:
-        kept = [a for a in images if (bool(a.objects) if a.labelled is None else a.labelled)]
-        if len(kept) < len(images):
-            left = len(images) - len(kept)
+        labelled = [a for a in images if (bool(a.objects) if a.labelled is None else a.labelled)]
+        if left := len(images) - len(labelled):
             notes.append(f"{left} of {len(images)} images are left out, being unlabelled.")
-        images = kept
+        images = labelled
     upright = options.exif == "turn"
     schema = features(classes)
     columns: dict[str, list[Any]] = {name: [] for name in schema}
