@@ -156,7 +156,7 @@ def files_below(folder: Path, faults: Faults | None = None) -> list[Path]:
     files: list[str] = []
     links = [os.fspath(folder)]
     while links:
-        places, links = sorted(links), []
+        places, links = sorted(links, reverse=True), []
         while places:
             place = places.pop()
             with faults.of(place):

@@ -1,5 +1,7 @@
 """Paths as users' files write them, perhaps on another machine, and as names of samples."""
 
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,15 +18,22 @@ def resolve(name: str, bases: Sequence[Path]) -> Path | None:
     """
     for written in dict.fromkeys((name, name.replace("\\", "/"))):
         parts = Path(written).parts
-        for first in range(len(parts)):
-            inner = Path(*parts[first:]) if first else Path(written).expanduser()
+        for first in range(max(1, len(parts))):
+            inner = Path(*parts[first:]) if first else Path(os.path.expanduser(written))
             if first and inner.parts[0] == "..":
                 continue
-            for base in bases:
-                path = base / inner
-                if path.is_file() or path.is_dir():
-                    return path
+            found = next((base / inner for base in bases if _is_file_or_folder(base / inner)), None)
+            if found:
+                return found
     return None
+
+
+def _is_file_or_folder(path: Path) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # also of names that are too long, or hold a zero byte
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
 def relative(root: Path, path: str | Path) -> str:

@@ -184,6 +184,7 @@ SCRIPTS = {
             {"label_smoothing": 0.2},
             {"image_size": [32, 24]},
             {"dataset": "fake"},
+            {"balance_classes": True},
         ],
         same=[{"num_workers": 2}, {"deterministic": True}, {"crop_ratio": 1.0}, {"pictures": 0}],
         mistakes=[

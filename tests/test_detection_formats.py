@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from data.faults import Faults
+from data.paths import resolve
 from errors import UserError
 from tasks.detection import instance_masks
 from tasks.detection.dataset import Reader
@@ -425,6 +426,30 @@ def test_a_pipe_in_place_of_annotations_is_not_waited_for(tmp_path):
     assert "train.txt" in refused("yolo", tmp_path / "yolo")
 
 
+def test_names_that_no_file_can_have(tmp_path):
+    content = coco_content()
+    content["images"][1]["file_name"] = "b" * 5000
+    make_coco(tmp_path, **content)
+    assert "is not there" in refused("coco", tmp_path)
+    content["images"] = [content["images"][1] | {"id": 5}]
+    make_coco(tmp_path, **content)
+    with pytest.raises(UserError, match="none of the usual folders"):
+        load("coco", str(tmp_path))
+    write_csv(tmp_path / "csv", f"filename,class,xmin,ymin,xmax,ymax\n{'b' * 5000},x,1,1,4,4\n")
+    with pytest.raises(UserError, match="is not there"):
+        load("csv", str(tmp_path / "csv"))
+
+
+def test_paths_are_resolved_in_order(tmp_path):
+    for name in ("a/b/c.jpg", "b/c.jpg", "c.jpg"):
+        save_image(tmp_path / name)
+    assert resolve("a/b/c.jpg", [tmp_path]) == tmp_path / "a/b/c.jpg"
+    assert resolve("x\\b\\c.jpg", [tmp_path]) == tmp_path / "b/c.jpg"
+    assert resolve("../../b/c.jpg", [tmp_path]) == tmp_path / "b/c.jpg"
+    assert resolve("/home/me/c.jpg", [tmp_path / "a/b", tmp_path]) == tmp_path / "a/b/c.jpg"
+    assert resolve("./", [tmp_path]) == tmp_path and resolve("d.jpg", [tmp_path]) is None
+
+
 def test_images_that_are_not_there_are_found_before_any_work(tmp_path):
     make_coco(tmp_path)
     (tmp_path / "train2017/b.jpg").unlink()
@@ -697,6 +722,27 @@ def test_labelme_shapes_that_cannot_be_used(tmp_path, shape):
     assert "a.json is not a labelme file" in refused(
         "labelme", make_labelme(tmp_path, shapes=shapes)
     )
+
+
+@pytest.mark.parametrize("source", ["yolo", "csv", "labelme"])
+def test_one_folder_is_enough(tmp_path, source):
+    shapes = [{"label": "cat", "points": [[2, 3], [12, 3], [12, 9], [2, 9]]}]
+    lines = "filename,class,xmin,ymin,xmax,ymax\n"
+    for number in range(20):
+        save_image(tmp_path / f"images/{number}.jpg")
+        lines += f"{number}.jpg,cat,2,3,12,9\n"
+        if source == "yolo":
+            write(tmp_path / f"labels/{number}.txt", BOX)
+        elif source == "labelme":
+            write(tmp_path / f"images/{number}.json", {"shapes": shapes})
+    if source == "csv":
+        write(tmp_path / "annotations.csv", lines)
+    assert "--val_share" in refused(source, tmp_path)
+    data = load(source, str(tmp_path), fold="1/2")
+    names = paths_of(data.train) + paths_of(data.val)
+    assert sorted(names) == sorted(f"{number}.jpg" for number in range(20))
+    assert paths_of(load(source, str(tmp_path), fold="2/2").val) == paths_of(data.train)
+    assert truth_of(data)["labels"].tolist() == [0] and "held out" in said(data)
 
 
 # Masks for segmentation

@@ -88,11 +88,10 @@ def test_a_single_class(train, tmp_path: Path) -> None:
     assert run.evals[-1]["ap"] == pytest.approx(run.evals[-1]["ap/disk"])
 
 
-def test_nothing_to_find_in_validation(train, tmp_path: Path) -> None:
+def test_nothing_to_find_in_validation_is_refused(train, tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "coco", empty_val=1.0)
-    run = train(dataset="coco", data_dir=str(folder))
-    assert run.status == 0
-    assert run.evals[-1]["ap"] == 0 and np.isfinite(run.evals[-1]["loss"])
+    with pytest.raises(UserError, match="No validation image"):
+        train(dataset="coco", data_dir=str(folder))
 
 
 def test_masks_are_scored_too(train) -> None:

@@ -27,6 +27,9 @@ class ClassificationOptions(TrainingOptions):
     skip_unlabelled: bool = data_option(
         False, "leave out samples without a label, refused else", datasets=("csv", "hub")
     )
+    balance_classes: bool = data_option(
+        False, "see a class in proportion to the square root of its number of images"
+    )
     model: str = model_option("syncbnnet", "classifier; docs/models.md lists them")
     image_size: list[int] = model_option(
         [48, 48], "height and width of the network's input", length=2, at_least=8

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from data.balance import square_root_weights
 from data.masks import default_colors
 from engine.plan import Plan
 from engine.task import Batch, Evaluation, Losses, Tally, Task
@@ -72,6 +73,8 @@ class Classification(Task):
         mixing = Mixing(options.mixup, options.cutmix) if mixes else None
         classes = len(data.classes)
         self.train_data = TrainDataset(Reader(data.train, classes), augment, options.seed, mixing)
+        if options.balance_classes:
+            self.train_data.weights = square_root_weights(data.train["label"][:])
         self.val_data = EvalDataset(Reader(data.val, classes), self.inference.transform)
         self.identity = {"classes": data.classes}
 

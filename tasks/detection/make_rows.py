@@ -1,8 +1,8 @@
 """From annotated images to rows: sizes from headers, and which boxes are left out."""
 
 import math
+import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -52,11 +52,10 @@ def to_rows(
     """
     images, notes = list(images), []
     if options.skip_unlabelled:
-        kept = [a for a in images if (bool(a.objects) if a.labelled is None else a.labelled)]
-        if len(kept) < len(images):
-            left = len(images) - len(kept)
+        labelled = [a for a in images if (bool(a.objects) if a.labelled is None else a.labelled)]
+        if left := len(images) - len(labelled):
             notes.append(f"{left} of {len(images)} images are left out, being unlabelled.")
-        images = kept
+        images = labelled
     upright = options.exif == "turn"
     schema = features(classes)
     columns: dict[str, list[Any]] = {name: [] for name in schema}
@@ -99,11 +98,11 @@ def _require_file(annotated: Annotated, header: Header) -> None:
         UserError: there is no such file.
     """
     if header.stored == (0, 0) and isinstance(annotated.image, str) and annotated.image:
-        path = Path(annotated.image)
-        if not path.is_file():
-            what = "is no regular file" if path.exists() else "is not there"
+        path = annotated.image
+        if not os.path.isfile(path):  # False for every name that can't be one
+            what = "is no regular file" if os.path.exists(path) else "is not there"
             raise UserError(
-                f"{path} {what}, although it has annotations: restore it, or remove them."
+                f"{path:.300} {what}, although it has annotations: restore it, or remove them."
             )
 
 

@@ -116,7 +116,7 @@ def load_folder(options: SegmentationOptions, faults: Faults) -> SegmentationDat
         places = [places[0] or find_place(root, ("",))]
     if None in places:
         split = (TRAIN, VAL)[places.index(None)][0]
-        hint = ", or let --val_share 0.1 hold out a part of train" if split == "val" else ""
+        hint = "" if holds_out else ", or one of the two, of which --val_share 0.1 holds out a part"
         raise UserError(
             f"{root} has no images and masks of the split {split}: it must hold {split}/images and "
             f"{split}/masks, or images/{split} and masks/{split}{hint}."

@@ -1,5 +1,6 @@
 """Video data whose splits are lists of files: UCF101, HMDB51, and lists of paths and labels."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,8 +45,8 @@ def load_ucf101(options: VideoOptions, faults: Faults) -> VideoData:
     for name in names[1:]:
         listed = _lines(folder / name)
         videos = [video for video, *_ in listed]
-        base = next((f for f in places if videos and (f / videos[0]).is_file()), None)
-        missing = next((v for v in videos if base and not (base / v).is_file()), None)
+        base = next((f for f in places if videos and os.path.isfile(f / videos[0])), None)
+        missing = next((v for v in videos if base and not os.path.isfile(base / v)), None)
         if base is None or missing:
             raise UserError(
                 f"{missing or next(iter(videos), 'A video')} is not below {base or root}, although "
@@ -116,7 +117,7 @@ def load_hmdb51(options: VideoOptions, faults: Faults) -> VideoData:
                     )
                 if use == "0":
                     continue
-                if folder is None or not (folder / name.strip()).is_file():
+                if folder is None or not os.path.isfile(folder / name.strip()):
                     raise UserError(
                         f"{name} is not below {folder or root}, although {file} names it: unpack "
                         "the videos there."

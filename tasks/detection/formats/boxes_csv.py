@@ -195,8 +195,8 @@ def _add(
             path = resolve(text(name), bases) if name else None
             if path is None:
                 raise UserError(
-                    f"{where} names the image {name or '(none)'}, which is not there: restore it, "
-                    "or remove the line."
+                    f"{where} names the image {name[:200] or '(none)'}, which is not there: "
+                    "restore it, or remove the line."
                 )
             images[name] = Annotated(str(path), tuple(size) if all(size) else None), []
         if not any(corners):

@@ -1,5 +1,6 @@
 """Where the files of COCO's layout lie: the annotations of a split, and their images."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PureWindowsPath
@@ -73,12 +74,12 @@ def _words(file: Path) -> set[str]:
 def _json_files(root: Path, *more: Path) -> list[Path]:
     """The JSON files right in folders: the data folder, its ``annotations``, and others."""
     folders = dict.fromkeys((root, root / "annotations", *more))
-    files = [path for folder in folders if folder.is_dir() for path in entries(folder)]
-    return [
-        path
-        for path in files
-        if path.suffix.lower() == ".json" and path.is_file() and not _words(path) & OTHERS
-    ]
+    found = []
+    for folder in folders:
+        files = entries(folder) if folder.is_dir() else []
+        files = [path for path in files if path.suffix.lower() == ".json" and path.is_file()]
+        found += [path for path in files if not _words(path) & OTHERS][:MOST_FILES]
+    return found
 
 
 def _only_coco_file(folder: Path) -> Path | None:
@@ -137,13 +138,14 @@ def find_image_folder(
     for way in ways:
         if way is _base and len(set(map(_base, names))) < len(names):
             continue
-        found = [sum((folder / way(name)).is_file() for name in sample) for folder in folders]
+        found = [sum(os.path.isfile(folder / way(name)) for name in sample) for folder in folders]
         if any(found):
             folder = folders[found.index(max(found))]
             return lambda name: folder / way(name)
+    first = names[0][:200] if names else "no image"
     raise UserError(
-        f"{file} lists {names[0] if names else 'no image'}, which like the others is in none of "
-        f"the usual folders: put the images into {root / stem}."
+        f"{file} lists {first}, which like the others is in none of the usual folders: put the "
+        f"images into {root / stem}."
     )
 
 
