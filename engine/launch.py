@@ -21,7 +21,7 @@ from engine.cluster import join_tasks
 from engine.command_line import Options, parse
 from engine.options import CommonOptions
 from engine.run_folder import continues, refuse_other_run
-from engine.stop import launcher
+from engine.stop import end_with_the_launcher
 from errors import UserError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def read_options(options_class: type[Options], description: str) -> Options:
     A mistake in them, or an output folder that holds another run, ends the process with one
     sentence. Only the first process prints.
     """
-    launcher()  # is remembered
+    end_with_the_launcher()
     try:
         join_tasks(os.environ)  # before the first question for the rank
     except UserError as error:
