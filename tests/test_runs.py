@@ -24,7 +24,7 @@ from engine import report as report_module
 from engine import saving
 from engine.background import BackgroundWriter
 from engine.checkpoint import MANIFEST, load_checkpoint
-from engine.fingerprint import differences, read_record, record_of, to_text
+from engine.fingerprint import differences, read_record, record_of, to_bytes
 from engine.report import sort_before_now
 from engine.run_folder import RunFolder, make_default_path, refuse_other_run
 from engine.state import on_host
@@ -304,8 +304,8 @@ def test_a_record_tells_labels_and_order(tmp_path: Path) -> None:
     assert differences(before, labelled) == ["labelled or annotated otherwise: c.png"]
     assert differences(before, before[::-1]) == ["the same samples in another order"]
     assert differences(before, before) == []
-    odd = {"train": [before[0]._replace(name='tab\t"quote"\n')], "val": before}
-    (tmp_path / "data.tsv").write_text(to_text(odd))
+    odd = {"train": [before[0]._replace(name='tab\t"quote"\n\r\udce9')], "val": before}
+    (tmp_path / "data.tsv").write_bytes(to_bytes(odd))
     assert read_record(tmp_path / "data.tsv") == odd
 
 
