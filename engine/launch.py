@@ -149,6 +149,8 @@ def _sentence_for(error: Exception) -> str:
     """What to say of an error that is the system's rather than the script's, or ""."""
     if isinstance(error, OSError) and error.filename and error.errno in USERS_ERRORS:
         return f"{error.filename}: {error.strerror}; check this path, its permissions and its disk."
+    if "Could not determine home directory" in str(error):  # of Path.expanduser
+        return "A path begins with ~ and the name of a user whom this system doesn't know."
     if any(sign in str(error) for sign in NO_SHARED_MEMORY):
         return (
             "Shared memory is full, through which the loader's workers pass their samples: start "

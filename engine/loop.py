@@ -126,9 +126,9 @@ class Loop(ABC):
         path = find_checkpoint(accelerator, options, self.path)
         if path:
             checkpoint = load_checkpoint(path)
+            refuse_other_training(path, checkpoint.state, options, self.identity)
             digests = checkpoint.state.get("data")
             changed = changed_splits(accelerator, path, digests, options, self.record)
-            refuse_other_training(path, checkpoint.state, options, self.identity)
             state.restore(checkpoint)
             take_over_best(self.path, state.progress)
             if changed and not options.eval_only:

@@ -125,12 +125,13 @@ def refuse_other_training(
             f"{path} holds no {', '.join(missing)}: it is not a checkpoint of this version of the "
             "scripts; give another --resume."
         )
+    # Other data are refused by name where the checkpoint says which it had.
+    by_name = options.allow_changed_data or options.eval_only or "data" in stored
     differs = differing_options(stored["options"], options)
     differs += [
         f"{key} {stored['identity'].get(key)} -> {now}"
         for key, now in identity.items()
-        if stored["identity"].get(key) != now
-        and not (key == "train_samples" and (options.allow_changed_data or options.eval_only))
+        if stored["identity"].get(key) != now and not (key == "train_samples" and by_name)
     ]
     if differs:
         raise UserError(

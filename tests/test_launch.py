@@ -205,6 +205,7 @@ def test_a_launcher_that_died_first_is_gone(monkeypatch) -> None:
         (OSError(errno.ENAMETOOLONG, "File name too long", "aaa"), "aaa: File name too long"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied"),
         (RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error."), "--shm-size"),
+        (RuntimeError("Could not determine home directory."), "begins with ~"),
         (OSError(errno.EBADF, "Bad file descriptor", "x"), ""),
         (ValueError("x"), ""),
     ],

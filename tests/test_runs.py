@@ -281,6 +281,11 @@ def test_other_data_are_refused_by_name(flowers, tmp_path, change, words, capsys
     on(flowers, run.path, resume="auto", max_steps=10)
 
 
+def test_other_options_are_named_before_the_data_that_they_change(finished: Run) -> None:
+    with pytest.raises(UserError, match="--limit_train 16 -> 12"):
+        train_here(SCRIPT, finished.path, **LONG, limit_train=12, resume="auto")
+
+
 def test_the_same_data_elsewhere_are_the_same(flowers: Path, tmp_path: Path) -> None:
     run = on(flowers, tmp_path / "run", max_steps=4)
     moved = flowers.rename(tmp_path / "moved")
