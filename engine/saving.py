@@ -87,7 +87,7 @@ class Saver:
             return
         progress = state.progress
         values = progress.to_checkpoint(self.options, self.identity) | {"data": self.digests}
-        metadata, copy = best_metadata(progress.best), on_host(best)
+        metadata, copy = best_metadata(progress.best) if best else {}, on_host(best)
         saved = self.saved_step == progress.step
 
         def write() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import threading
@@ -30,6 +31,7 @@ from engine.run_folder import RunFolder, make_default_path, refuse_other_run
 from engine.state import on_host
 from engine.stop import StopRequest
 from errors import UserError
+from tasks.classification import task
 from tasks.classification.options import ClassificationOptions
 from tasks.classification.rows import rows
 from tests.conftest import Run, train_here
@@ -387,6 +389,14 @@ def test_one_piece_of_work_at_a_time_and_errors_at_the_next_step() -> None:
         writer.join()
     assert done == ["first", "second"]
     writer.join()  # said once
+
+
+def test_an_evaluation_without_a_number_is_no_best(train, monkeypatch) -> None:
+    metrics = task.class_metrics
+    monkeypatch.setattr(task, "class_metrics", lambda *a: metrics(*a) | {"top1": math.nan})
+    run = train("run", **LONG)
+    assert run.summary["metrics"]["best"] == {}
+    assert not (run.path / "best.safetensors").exists()
 
 
 def test_a_full_disk_ends_the_run_at_the_next_step(train, monkeypatch) -> None:
