@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 SPLITS = ("train", "val")
+NAMES = "surrogateescape"  # names of files may be any bytes
 NAMED = 5  # samples that a message names, of each kind of change
 DIGEST_BYTES = 8  # enough for billions of samples: they are compared, not defended
 SYSTEM_LIMIT = 32  # threads that read files
@@ -207,25 +208,29 @@ def digest_of(samples: list[Sample]) -> str:
     """One digest of a split's samples and their order, without their contents."""
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update("\t".join(sample[:3]).encode() + b"\n")
+        digest.update(_encoded("\t".join(sample[:3]) + "\n"))
     return digest.hexdigest()
 
 
-def to_text(record: Record) -> str:
+def to_bytes(record: Record) -> bytes:
     """The content of data.tsv."""
     text = io.StringIO()
     writer = csv.writer(text, delimiter="\t", lineterminator="\n")
     writer.writerow(["split", *Sample._fields])
     for split, samples in record.items():
         writer.writerows([split, *sample] for sample in samples)
-    return text.getvalue()
+    return _encoded(text.getvalue())
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", NAMES)
 
 
 def read_record(path: Path) -> Record | None:
-    """What ``to_text`` made, or None where there is no such file."""
+    """What ``to_bytes`` made, or None where there is no such file."""
     record: Record = {split: [] for split in SPLITS}
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8", errors=NAMES, newline="") as file:
             for split, *values in list(csv.reader(file, delimiter="\t"))[1:]:
                 record[split].append(Sample(*values))
     except (OSError, ValueError, KeyError, TypeError, csv.Error):

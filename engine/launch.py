@@ -21,7 +21,7 @@ from engine.cluster import join_tasks
 from engine.command_line import Given, parse
 from engine.options import CommonOptions, Options
 from engine.run_folder import continues, refuse_other_run
-from engine.stop import launcher
+from engine.stop import end_with_the_launcher
 from errors import UserError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def read_options(options_class: type[Given], description: str) -> Given:
     A mistake in them, or an output folder that holds another run, ends the process with one
     sentence. Only the first process prints.
     """
-    launcher()  # is remembered
+    end_with_the_launcher()
     try:
         join_tasks(os.environ)  # before the first question for the rank
     except UserError as error:
@@ -150,6 +150,8 @@ def _sentence_for(error: Exception) -> str:
     """What to say of an error that is the system's rather than the script's, or ""."""
     if isinstance(error, OSError) and error.filename and error.errno in USERS_ERRORS:
         return f"{error.filename}: {error.strerror}; check this path, its permissions and its disk."
+    if "Could not determine home directory" in str(error):  # of Path.expanduser
+        return "A path begins with ~ and the name of a user whom this system doesn't know."
     if any(sign in str(error) for sign in NO_SHARED_MEMORY):
         return (
             "Shared memory is full, through which the loader's workers pass their samples: start "

@@ -24,8 +24,9 @@ from torch import Tensor
 from data.decode import SampleError
 from data.stream import SampleStream
 from engine.about import About
+from engine.checkpoint import load_checkpoint
 from engine.collectives import from_main_process, gather_lists
-from engine.fingerprint import Record, digests_of, record_data, to_text
+from engine.fingerprint import Record, digests_of, record_data, to_bytes
 from engine.launch import close
 from engine.loaders import stop_workers
 from engine.loss_buffer import LossBuffer, StepRecord
@@ -37,7 +38,7 @@ from engine.resume import (
     claim_folder,
     find_checkpoint,
     go_on_with_other_data,
-    read_checkpoint,
+    refuse_other_training,
     take_over_best,
 )
 from engine.run_folder import write_atomically
@@ -126,8 +127,11 @@ class Loop(ABC):
         accelerator, options = self.accelerator, self.options
         path = find_checkpoint(accelerator, options, self.path)
         if path:
-            changed = changed_splits(accelerator, path, options, self.record)
-            state.restore(read_checkpoint(path, options, self.identity))
+            checkpoint = load_checkpoint(path)
+            refuse_other_training(path, checkpoint.state, options, self.identity)
+            digests = checkpoint.state.get("data")
+            changed = changed_splits(accelerator, path, digests, options, self.record)
+            state.restore(checkpoint)
             take_over_best(self.path, state.progress)
             if changed and not options.eval_only:
                 go_on_with_other_data(accelerator, self.path, state.progress, changed)
@@ -139,7 +143,7 @@ class Loop(ABC):
         """Open the records and receive signals; the loaders' workers have been started."""
         if self.folder and not self.options.eval_only:
             self.folder.write_options(self.options)
-            write_atomically(self.path / "data.tsv", to_text(self.record).encode())
+            write_atomically(self.path / "data.tsv", to_bytes(self.record))
         done = self.state.progress
         self.report = Report(
             self.accelerator,

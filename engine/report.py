@@ -274,7 +274,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     try:
         import resource
     except ImportError:  # Windows
-        return psutil.Process().memory_info().peak_wset
+        info = psutil.Process().memory_info()
+        return getattr(info, "peak_wset", info.rss)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -8,9 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from engine.checkpoint import (
-    Checkpoint,
     complete_checkpoints,
-    load_checkpoint,
     newest_good_checkpoint,
     recover,
 )
@@ -107,43 +105,54 @@ def _given_checkpoint(path: Path) -> Path:
     return path
 
 
-def read_checkpoint(path: Path, options: CommonOptions, identity: dict[str, Any]) -> Checkpoint:
-    """Read the checkpoint that a run continues.
+def refuse_other_training(
+    path: Path, stored: dict[str, Any], options: CommonOptions, identity: dict[str, Any]
+) -> None:
+    """Refuse the checkpoint of another training.
+
+    Args:
+        path: the checkpoint.
+        stored: its state.json.
+        options: those of now.
+        identity: what must be the same beside the options.
 
     Raises:
-        UserError: it is damaged, or belongs to another training; the message names what differs.
+        UserError: names what differs.
     """
-    checkpoint = load_checkpoint(path)
-    stored = checkpoint.state
     missing = [name for name in NEEDED if not isinstance(stored.get(name), NEEDED[name])]
     if missing:
         raise UserError(
             f"{path} holds no {', '.join(missing)}: it is not a checkpoint of this version of the "
             "scripts; give another --resume."
         )
+    # Other data are refused by name where the checkpoint says which it had.
+    by_name = options.allow_changed_data or options.eval_only or "data" in stored
     differs = differing_options(stored["options"], options)
     differs += [
         f"{key} {stored['identity'].get(key)} -> {now}"
         for key, now in identity.items()
-        if stored["identity"].get(key) != now
-        and not (key == "train_samples" and (options.allow_changed_data or options.eval_only))
+        if stored["identity"].get(key) != now and not (key == "train_samples" and by_name)
     ]
     if differs:
         raise UserError(
             f"{path} belongs to a training with other options ({'; '.join(differs)}); use the same "
             "ones, or give another --output_dir."
         )
-    return checkpoint
 
 
 def changed_splits(
-    accelerator: Accelerator, path: Path, options: CommonOptions, record: Record
+    accelerator: Accelerator,
+    path: Path,
+    digests: dict[str, str] | None,
+    options: CommonOptions,
+    record: Record,
 ) -> list[str]:
     """Which of "train" and "val" are not what the checkpoint's run had (one collective).
 
     Args:
         accelerator: joined with the other processes.
         path: the checkpoint; what its run had is in its folder's data.tsv.
+        digests: what the checkpoint holds of it.
         options: allow_changed_data, eval_only.
         record: of the data of now, on the main process.
 
@@ -152,7 +161,7 @@ def changed_splits(
     """
     found: dict[str, list[str]] = {}
     if accelerator.is_main_process:
-        found = _changes(path, record)
+        found = _changes(path, digests, record)
         if options.eval_only:
             found.pop("train", None)
     found = from_main_process(found)
@@ -167,9 +176,8 @@ def changed_splits(
     return list(found)
 
 
-def _changes(path: Path, record: Record) -> dict[str, list[str]]:
+def _changes(path: Path, stored: Any, record: Record) -> dict[str, list[str]]:
     """What differs in each split that does."""
-    stored = load_checkpoint(path).state.get("data")
     if not isinstance(stored, dict):
         print(f"{path} doesn't say which data it was trained with, so they can't be compared.")
         return {}

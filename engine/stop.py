@@ -26,7 +26,10 @@ from errors import UserError
 # A terminal's Ctrl-C reaches a process twice: from the terminal and from the launcher.
 SAME_SIGNAL_SECONDS = 2.0
 SHORTEST_GRACE_SECONDS = 15.0
-# How soon a loader's worker notices that its process is gone.
+GONE = -1  # in place of a launcher that has died
+# Set when a StopRequest watches the launcher.
+_watched = threading.Event()
+# How soon a process notices that its launcher is gone, and a loader's worker that its process is.
 PARENT_SECONDS = 1.0
 
 
@@ -54,6 +57,7 @@ class StopRequest:
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         self._pipe = (reader, writer)
         self._agent = launcher()
+        _watched.set()
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         return self
 
@@ -124,6 +128,32 @@ class StopRequest:
         os._exit(128 + self.signum)
 
 
+def end_with_the_launcher() -> None:
+    """Until a StopRequest watches, end this process when its launcher dies: nothing is to be saved.
+
+    Processes that wait for each other at the store of a dead launcher would wait for half an hour.
+    """
+    agent = launcher()
+    if agent is not None:
+        threading.Thread(target=_watch_launcher, args=(agent,), daemon=True).start()
+
+
+def _watch_launcher(agent: int) -> None:
+    while not _watched.wait(PARENT_SECONDS):
+        if os.getppid() != agent:
+            print("Stopped: the launcher of this process has ended.", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+def _is_python(process: int) -> bool:
+    """Whether a process could be a launcher, as torchrun is in a container of its own."""
+    with contextlib.suppress(psutil.Error):
+        return any(
+            "python" in word or "torchrun" in word for word in psutil.Process(process).cmdline()
+        )
+    return True
+
+
 @functools.cache
 def launcher() -> int | None:
     """The process without which nobody would end or restart this one, or None.
@@ -131,8 +161,8 @@ def launcher() -> int | None:
     To be asked early: a launcher that has died by then can't be told from one that never was.
     """
     parent = os.getppid()
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return parent  # torchrun's agent
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's agent, or it has died already
+        return GONE if parent == 1 and not _is_python(parent) else parent
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return None
     # "accelerate launch" of one process; others may have inherited its variables.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import accelerate as accelerate_package
 import numpy as np
+import psutil
 import pytest
 import torch
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
@@ -19,6 +20,7 @@ from PIL import Image
 
 from engine.cluster import join_tasks
 from engine.launch import _sentence_for, create_accelerator
+from engine.stop import GONE, launcher
 from errors import UserError
 from pipeline.options import PipelineOptions
 from tasks.segmentation.options import SegmentationOptions as Options
@@ -170,11 +172,40 @@ def test_a_slurm_task_that_sees_one_gpu_is_told_how_to_see_all(gpus, monkeypatch
 
 
 @pytest.mark.parametrize(
+    "environment, words, found",
+    [
+        ({}, ["bash"], False),
+        ({"TORCHELASTIC_RUN_ID": "x"}, ["python", "-m", "torch.distributed.run"], True),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, ["python", "/bin/accelerate", "launch", "x"], True),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, ["/bin/accelerate-launch", "x"], True),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, ["bash", "-c", "python x"], False),
+    ],
+    ids=str,
+)
+def test_whose_death_ends_a_process(monkeypatch, environment, words, found) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: words)
+    assert launcher.__wrapped__() == (os.getppid() if found else None)
+
+
+def test_a_launcher_that_died_first_is_gone(monkeypatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    for words, expected in ((["/sbin/init"], GONE), (["python", "torchrun"], 1)):
+        monkeypatch.setattr(psutil.Process, "cmdline", lambda self, words=words: words)
+        assert launcher.__wrapped__() == expected
+
+
+@pytest.mark.parametrize(
     "error, words",
     [
         (OSError(errno.ENAMETOOLONG, "File name too long", "aaa"), "aaa: File name too long"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied"),
         (RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error."), "--shm-size"),
+        (RuntimeError("Could not determine home directory."), "begins with ~"),
         (OSError(errno.EBADF, "Bad file descriptor", "x"), ""),
         (ValueError("x"), ""),
     ],

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import threading
@@ -24,12 +25,13 @@ from engine import report as report_module
 from engine import saving
 from engine.background import BackgroundWriter
 from engine.checkpoint import MANIFEST, load_checkpoint
-from engine.fingerprint import differences, read_record, record_of, to_text
+from engine.fingerprint import differences, read_record, record_of, to_bytes
 from engine.report import sort_before_now
 from engine.run_folder import RunFolder, make_default_path, refuse_other_run
 from engine.state import on_host
 from engine.stop import StopRequest
 from errors import UserError
+from tasks.classification import task
 from tasks.classification.options import ClassificationOptions
 from tasks.classification.rows import rows
 from tests.conftest import Run, train_here
@@ -281,6 +283,11 @@ def test_other_data_are_refused_by_name(flowers, tmp_path, change, words, capsys
     on(flowers, run.path, resume="auto", max_steps=10)
 
 
+def test_other_options_are_named_before_the_data_that_they_change(finished: Run) -> None:
+    with pytest.raises(UserError, match="--limit_train 16 -> 12"):
+        train_here(SCRIPT, finished.path, **LONG, limit_train=12, resume="auto")
+
+
 def test_the_same_data_elsewhere_are_the_same(flowers: Path, tmp_path: Path) -> None:
     run = on(flowers, tmp_path / "run", max_steps=4)
     moved = flowers.rename(tmp_path / "moved")
@@ -304,8 +311,8 @@ def test_a_record_tells_labels_and_order(tmp_path: Path) -> None:
     assert differences(before, labelled) == ["labelled or annotated otherwise: c.png"]
     assert differences(before, before[::-1]) == ["the same samples in another order"]
     assert differences(before, before) == []
-    odd = {"train": [before[0]._replace(name='tab\t"quote"\n')], "val": before}
-    (tmp_path / "data.tsv").write_text(to_text(odd))
+    odd = {"train": [before[0]._replace(name='tab\t"quote"\n\r\udce9')], "val": before}
+    (tmp_path / "data.tsv").write_bytes(to_bytes(odd))
     assert read_record(tmp_path / "data.tsv") == odd
 
 
@@ -382,6 +389,14 @@ def test_one_piece_of_work_at_a_time_and_errors_at_the_next_step() -> None:
         writer.join()
     assert done == ["first", "second"]
     writer.join()  # said once
+
+
+def test_an_evaluation_without_a_number_is_no_best(train, monkeypatch) -> None:
+    metrics = task.class_metrics
+    monkeypatch.setattr(task, "class_metrics", lambda *a: metrics(*a) | {"top1": math.nan})
+    run = train("run", **LONG)
+    assert run.summary["metrics"]["best"] == {}
+    assert not (run.path / "best.safetensors").exists()
 
 
 def test_a_full_disk_ends_the_run_at_the_next_step(train, monkeypatch) -> None:
