@@ -207,7 +207,8 @@ def build_trained(inference: Inference, about: About, path: Path) -> nn.Module:
     model = inference.build_model()
     if about.norm in EXCHANGED:
         model, _ = convert_norm(model, about.norm)
-    set_eps(model, about.norm_eps)
+    if about.norm_eps is not None:
+        set_eps(model, about.norm_eps)
     state = read_weights(path)
     missing, unknown = model.load_state_dict(fitting(model, state), strict=False)
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
