@@ -263,6 +263,8 @@ MISTAKES = [
     ({"tta": ["rotate"]}, "--tta takes flip"),
     ({"dataset": "fake", "input": ""}, "The classes of fake are not those of the weights"),
     ({"precision": "fp16"}, "needs a GPU"),
+    ({"every": 1.0}, "--every is for video"),
+    ({"data_dir": "x"}, "are for --dataset"),
     ({"model": "lenet", "task": "classification", "class_names": "a,b"}, "says itself"),
 ]
 
