@@ -242,7 +242,7 @@ def as_picture(media: Any) -> Tensor:
     if isinstance(media, Image.Image):
         return F.pil_to_tensor(media.convert("RGB"))
     if isinstance(media, np.ndarray):
-        media = torch.from_numpy(np.ascontiguousarray(media)).movedim(-1, 0)
+        media = torch.from_numpy(np.array(media)).movedim(-1, 0)
     is_bytes = isinstance(media, Tensor) and media.dtype == torch.uint8
     if is_bytes and media.ndim == 3 and media.shape[0] == 3 and media.numel():
         return media
