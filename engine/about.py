@@ -30,7 +30,8 @@ class About:
         colors: an RGB triple per class, to draw it in.
         scaling: "mean" and "std" of red, green and blue for values from 0 to 1, before the network.
         norm: "group_norm" or "frozen_bn" where training exchanged BatchNorm for it, else "bn".
-        norm_eps: layers of normalisation with another epsilon than 1e-5, by the epsilon as text.
+        norm_eps: layers of normalisation with another epsilon than 1e-5, by the epsilon as text;
+            None for those that the network is built with.
         step: optimizer steps that made the weights.
         metrics: of their evaluation, by name.
         versions: of the packages in use.
@@ -42,7 +43,7 @@ class About:
     colors: list[tuple[int, int, int]]
     scaling: dict[str, list[float]]
     norm: str = "bn"
-    norm_eps: dict[str, list[str]] = field(default_factory=dict)
+    norm_eps: dict[str, list[str]] | None = None
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)

@@ -117,7 +117,7 @@ def help_text(options_class: type[Options], description: str, script: str) -> st
             default, datasets = default_of(field), field.metadata["datasets"]
             text = f"{', '.join(datasets)}: " if datasets else ""
             text += field.metadata["help"]
-            if default not in (None, False, ""):
+            if default not in (None, False, "", []):
                 text += f" [{_shown(default)}]"
             flag = f"--{'[no_]' if default is True else ''}{field.name}"
             values = _values(types_of[field.name], field.metadata["length"] or 1)
@@ -136,7 +136,7 @@ def _entry(left: str, text: str, width: int) -> list[str]:
 def _values(kind: Any, length: int) -> str:
     """What a flag takes: its choices, or the kind of value, once per entry of a list."""
     if get_origin(kind) is Literal:
-        return "|".join(map(str, get_args(kind)))
+        return "|".join(str(choice) for choice in get_args(kind) if choice != "")
     if get_origin(kind) in (Union, types.UnionType):
         kinds = [part for part in get_args(kind) if part is not type(None)]
         values = [_values(part, length) for part in kinds]

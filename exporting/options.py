@@ -6,6 +6,8 @@ from typing import Literal
 from engine.options import Options, file_option, weights_option
 from errors import UserError
 
+OPSET = 20  # of ONNX
+
 
 @dataclass
 class ExportOptions(Options):
@@ -27,7 +29,7 @@ class ExportOptions(Options):
         length=2,
         at_least=32,
     )
-    opset: int = file_option(20, "version of ONNX's operators", at_least=18, at_most=23)
+    opset: int = file_option(OPSET, "version of ONNX's operators", at_least=18, at_most=23)
     picture: str | None = file_option(
         None, "a real picture or video to check with (default: one drawn here)"
     )
@@ -42,6 +44,8 @@ class ExportOptions(Options):
         if not self.weights:
             raise UserError("--weights is missing; give it, such as --weights runs/mine.")
         suffix = ".onnx" if self.format == "onnx" else ".pt2"
+        if self.format != "onnx" and self.opset != OPSET:
+            raise UserError("--opset is for --format onnx; leave it out.")
         if self.output and not self.output.endswith(suffix):
             raise UserError(
                 f"--output is {self.output}; with --format {self.format} end it in {suffix}."

@@ -84,6 +84,8 @@ def export(model: Trained, options: ExportOptions) -> Exported:
     if options.format == "onnx":
         require("onnx", "onnxscript", "onnxruntime")
     inference = model.inference
+    if not options.nms and inference.task != "detection":
+        raise UserError(f"--no_nms is for detection, and not for {inference.task}; leave it out.")
     bytes_in = options.input_type == "uint8"
     form = form_of(inference, model.network, bytes_in, options.nms).eval()
     examples = _examples(model, options, bytes_in)
@@ -156,6 +158,10 @@ def _target(options: ExportOptions) -> Path:
 def _examples(model: Trained, options: ExportOptions, bytes_in: bool) -> dict[str, Tensor]:
     """Inputs to check with: random pixels and a real picture, (1, 3, [T,] H, W)."""
     inference = model.inference
+    resized = inference.task != "segmentation" or inference.options.eval_size
+    if options.size and (resized or options.picture):
+        why = "--picture has its own" if options.picture else "the model has its own"
+        raise UserError(f"--size is of no use, since {why}; leave it out.")
     size = tuple(options.size or getattr(inference.options, "eval_size", None) or USUAL_SIZE)
     real = options.picture
     rng = np.random.default_rng(0)
@@ -164,8 +170,6 @@ def _examples(model: Trained, options: ExportOptions, bytes_in: bool) -> dict[st
         real = scene.image
         if inference.media == "video":
             real = np.stack([np.roll(real, 4 * frame, axis=1) for frame in range(64)])
-    elif inference.task == "segmentation" and options.size:
-        raise UserError("--size is of no use with --picture, which has a size; leave one out.")
     pixels = model.prepare(real)[inference.media][None]
     if inference.media == "video":
         pixels = pixels[:, :1]  # one view
@@ -240,7 +244,8 @@ def _write(
             torch.export.save(program, path, extra_files=stored)
             return torch.export.load(path).module()
     names = output_names(form)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(None):
         warnings.simplefilter("ignore")
         try:

@@ -40,7 +40,7 @@ def as_video(media: Any) -> Iterator[Video]:
             yield video
         return
     if isinstance(media, np.ndarray) and media.ndim == 4:
-        media = torch.from_numpy(np.ascontiguousarray(media)).movedim(-1, 1)
+        media = torch.from_numpy(np.array(media)).movedim(-1, 1)
     is_clip = isinstance(media, torch.Tensor) and media.dtype == torch.uint8 and media.ndim == 4
     if not (is_clip and len(media) and media.shape[1] == 3):
         raise UserError(

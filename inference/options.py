@@ -88,6 +88,10 @@ class PredictOptions(Options):
             raise UserError(
                 "Give either --input, such as a folder of pictures, or --dataset with --data_dir."
             )
+        if (self.data_dir or self.data_options) and not self.dataset:
+            raise UserError(
+                "--data_dir and --data_options are for --dataset; give that, or --input."
+            )
         unknown = [name for name in self.save if name not in SAVED]
         if unknown:
             raise UserError(f"--save takes {', '.join(SAVED)}, and not {unknown[0]}.")

@@ -47,6 +47,8 @@ class TaskOutput(ABC):
     def __init__(self, model: Trained, options: PredictOptions, path: Path) -> None:
         self.model, self.options, self.path = model, options, path
         self.classes, self.colors = model.classes, model.inference.colors
+        if options.every and model.inference.media != "video":
+            raise UserError(f"--every is for video classifiers, and not for {model.about.task}.")
         self.saved = tuple(options.save) or self.usual
         for name in self.saved:
             if name not in self.known:

@@ -207,7 +207,8 @@ def build_trained(inference: Inference, about: About, path: Path) -> nn.Module:
     model = inference.build_model()
     if about.norm in EXCHANGED:
         model, _ = convert_norm(model, about.norm)
-    set_eps(model, about.norm_eps)
+    if about.norm_eps is not None:
+        set_eps(model, about.norm_eps)
     state = read_weights(path)
     missing, unknown = model.load_state_dict(fitting(model, state), strict=False)
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
@@ -241,7 +242,7 @@ def as_picture(media: Any) -> Tensor:
     if isinstance(media, Image.Image):
         return F.pil_to_tensor(media.convert("RGB"))
     if isinstance(media, np.ndarray):
-        media = torch.from_numpy(np.ascontiguousarray(media)).movedim(-1, 0)
+        media = torch.from_numpy(np.array(media)).movedim(-1, 0)
     is_bytes = isinstance(media, Tensor) and media.dtype == torch.uint8
     if is_bytes and media.ndim == 3 and media.shape[0] == 3 and media.numel():
         return media

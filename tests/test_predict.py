@@ -127,15 +127,20 @@ def test_every_picture_has_a_line_and_bad_ones_a_reason(runs, task, pictures, tm
     drawn = {p.relative_to(out / "pictures").as_posix() for p in (out / "pictures").rglob("*.*")}
     assert {"plain.jpg", "sub/plain.png", "one_pixel.png", "deep.png", "alpha.png"} == drawn
 
+
+def test_going_on_with_what_failed(runs, pictures, tmp_path) -> None:
+    out, weights = tmp_path / "out", runs["classification"].path
+    options = {"input": str(pictures), "save": ["pictures"]}
+    predicted(out, weights, **options)
     with pytest.raises(UserError, match="skip_done"):
-        predicted(out, runs[task].path, **options)
+        predicted(out, weights, **options)
     Image.new("RGB", (50, 40)).save(pictures / "broken.jpg")
     before = (out / "pictures" / "plain.jpg").stat().st_mtime_ns
-    status, records = predicted(out, runs[task].path, skip_done=True, **options)
+    status, records = predicted(out, weights, skip_done=True, **options)
     assert status == 0 and len(records) == 6 and all(r["error"] is None for r in records)
     assert (out / "pictures" / "plain.jpg").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="another score"):
-        predicted(out, runs[task].path, skip_done=True, score=0.7, **options)
+        predicted(out, weights, skip_done=True, score=0.7, **options)
 
 
 def test_a_killed_run_goes_on(runs, pictures, tmp_path) -> None:
@@ -263,6 +268,8 @@ MISTAKES = [
     ({"tta": ["rotate"]}, "--tta takes flip"),
     ({"dataset": "fake", "input": ""}, "The classes of fake are not those of the weights"),
     ({"precision": "fp16"}, "needs a GPU"),
+    ({"every": 1.0}, "--every is for video"),
+    ({"data_dir": "x"}, "are for --dataset"),
     ({"model": "lenet", "task": "classification", "class_names": "a,b"}, "says itself"),
 ]
 
@@ -382,8 +389,8 @@ def test_evaluation_in_tiles_is_what_tiles_predict(runs, task, tmp_path) -> None
     predicted(tmp_path / "out", runs[task].path, **options)
     scored = json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]
     assert scored == pytest.approx({k: run.evals[-1][k] for k in scored}, abs=1e-6)
-    large = train_here(TASKS[task], tmp_path / "large", eval_tile=4096, **weights)
     if task == "segmentation":  # a tile of the whole picture
+        large = train_here(TASKS[task], tmp_path / "large", eval_tile=4096, **weights)
         assert large.evals[-1] == pytest.approx(runs[task].evals[-1], abs=1e-6)
 
 
@@ -403,14 +410,13 @@ def test_a_large_picture_is_read_from_the_disk(runs, tmp_path, monkeypatch) -> N
     assert torch.equal(window.of(stored), window.of(picture))
     assert torch.equal(stored.thinned(3), picture[:, ::3, ::3])
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "large.png")
-    for task in ("segmentation", "detection"):
-        options = {"input": str(tmp_path / "large.png"), "tile": 128}
-        _, plain = predicted(tmp_path / task / "a", runs[task].path, **options)
-        monkeypatch.setattr("data.on_disk.LARGE", 1000)
-        _, other = predicted(tmp_path / task / "b", runs[task].path, **options)
-        assert plain == other
-        drawn = [tmp_path / task / name / "pictures" / "large.png" for name in "ab"]
-        assert drawn[0].read_bytes() == drawn[1].read_bytes()
+    options = {"input": str(tmp_path / "large.png"), "tile": 128}
+    _, plain = predicted(tmp_path / "a", runs["segmentation"].path, **options)
+    monkeypatch.setattr("data.on_disk.LARGE", 1000)
+    _, other = predicted(tmp_path / "b", runs["segmentation"].path, **options)
+    assert plain == other
+    drawn = [tmp_path / name / "pictures" / "large.png" for name in "ab"]
+    assert drawn[0].read_bytes() == drawn[1].read_bytes()
 
 
 class Brightness(nn.Module):

@@ -14,6 +14,7 @@ from data.png import stored_png
 from engine.plan import make_plan
 from errors import UserError
 from models.detector_interface import DetectorLosses
+from tasks.detection import inference
 from tasks.detection import task as detection
 from tasks.detection.metrics import LIMITS, RECALLS, Precision
 from tasks.detection.options import DetectionOptions
@@ -135,7 +136,7 @@ def test_figures_show_crowds_and_curves_in_the_classes_colours(tmp_path, monkeyp
 
 
 def test_options_reach_the_model(train, monkeypatch) -> None:
-    build, seen = detection.build_detection_model, {}
+    build, seen = inference.build_detection_model, {}
 
     def spy(name: str, num_classes: int, **options: object) -> nn.Module:
         seen.update(options)
@@ -143,7 +144,7 @@ def test_options_reach_the_model(train, monkeypatch) -> None:
         seen["model"] = model
         return model
 
-    monkeypatch.setattr(detection, "build_detection_model", spy)
+    monkeypatch.setattr(inference, "build_detection_model", spy)
     train(max_detections=7, max_steps=1)
     assert seen["model"].detections_per_img == 7
     assert seen["class_names"] == ["disk", "square", "triangle", "ring", "cross", "star"]
