@@ -8,41 +8,55 @@ from torch import Tensor
 
 try:
     import numpy
-except ImportError:  # torch can do without; the plain version is used
+except ImportError:  # torch can do without; the plain versions are used
     numpy = None
 
 # Values per channel that torch's kernel adds up one after the other in float32. Its error grows
 # with their number: of 100,000 it is 3e-5 of the variance, of 2,048 less than 2e-6.
 BLOCK = 2048
+# Blocks know their means to float32. Where a channel's squared mean is larger than this times its
+# variance, the distances between them are too coarse.
+LEVEL = 1e3
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Whether x, (N, C, ...), lies in memory as (N, ..., C), and not also as (N, C, ...)."""
-    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+def are_plain(tensor: Tensor) -> bool:
+    """Whether numpy can take the numbers: in the host's memory, and nothing looks on."""
+    plain = numpy is not None and type(tensor) is Tensor and tensor.device.type == "cpu"
+    return plain and not torch._C._are_functorch_transforms_active()
 
 
-def channels_last_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each block of values, by the kernel of BatchNorm.
+def channels_last_statistics(x: Tensor) -> Tensor | None:
+    """``kernels.local_statistics`` in one pass over the memory, by the kernel of BatchNorm.
 
-    A block is small enough for the cache: the kernel's two passes read the memory once.
+    It takes a block that fits into the cache at a time.
 
     Args:
-        x: (N, C, ...), not empty, channels-last in memory, float32 or float64.
+        x: (N, C, ...), not empty, float32 or float64.
 
     Returns:
-        rows: (blocks, 2C+1): mean (C), biased variance (C) and number of values of each block.
+        (2C+1,); None where the plain version has to be taken: x is not channels-last in memory, or
+        the precision would suffer.
     """
+    if x.is_contiguous() or not x.movedim(1, -1).is_contiguous() or not are_plain(x):
+        return None
     rows = []
     for block in x.movedim(1, -1).reshape(1, 1, -1, x.size(1)).split(BLOCK, dim=2):
         mean, var = torch.batch_norm_update_stats(block.permute(0, 3, 1, 2), None, None, 0.0)
         rows.append(torch.cat([mean, var, mean.new_full((1,), block.size(2))]))
-    return torch.stack(rows)
+    mean, var, total = _combined(torch.stack(rows).numpy())
+    if (mean * mean > LEVEL * var).any():
+        return None
+    return torch.from_numpy(numpy.concatenate([mean, var, total[None]]))
 
 
-def can_combine(rows: Tensor) -> bool:
-    """Whether ``combine_and_track`` takes these rows: plain numbers in the host's memory."""
-    plain = numpy is not None and type(rows) is Tensor and rows.device.type == "cpu"
-    return plain and not torch._C._are_functorch_transforms_active()
+def _combined(rows: "numpy.ndarray") -> tuple["numpy.ndarray", ...]:
+    """``kernels.combine``: mean (C,), biased variance (C,), number of values (scalar)."""
+    channels = (rows.shape[1] - 1) // 2
+    means, variances, numbers = rows[:, :channels], rows[:, channels:-1], rows[:, -1:]
+    total = numbers.sum()
+    weights = numbers / max(total, 1)
+    mean = (weights * means).sum(0)
+    return mean, (weights * (variances + (means - mean) ** 2)).sum(0), total
 
 
 def combine_and_track(
@@ -53,27 +67,19 @@ def combine_and_track(
     batches: Tensor | None,
     momentum: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See ``kernels.combine_and_track``: the same bits, in numpy.
+    """See ``kernels.combine_and_track``; up to four ranks the same bits, beyond to rounding.
 
-    The vectors are short: what a call costs decides, and numpy's cost a fifth of torch's.
+    The vectors are short: what a call costs decides, and numpy's cost less than torch's.
     """
-    values = rows.numpy()
-    channels = (values.shape[1] - 1) // 2
-    means, variances = values[:, :channels], values[:, channels:-1]
-    numbers = values[:, -1:]
-    total = numbers.sum()
-    weights = numbers / max(total, 1)
-    mean = (weights * means).sum(0)
-    var = (weights * (variances + (means - mean) ** 2)).sum(0)
-    invstd = 1 / numpy.sqrt(var + values.dtype.type(eps))
+    mean, var, total = _combined(rows.numpy())
+    invstd = 1 / numpy.sqrt(var + mean.dtype.type(eps))
     if running_mean is not None:
         counts = bool(total > 0)
         batches.add_(counts)
         if momentum is None:
             momentum = 1 / max(1, int(batches))
-        step = float(values.dtype.type(momentum)) if counts else 0.0
+        step = float(mean.dtype.type(momentum)) if counts else 0.0
         unbiased = var * (total / max(total - 1, 1))
         for running, new in ((running_mean, mean), (running_var, unbiased)):
             running.lerp_(torch.from_numpy(new).to(running.dtype), step)
-    mean, var, invstd = (torch.from_numpy(array) for array in (mean, var, invstd))
-    return mean, var, invstd, torch.as_tensor(total)
+    return *map(torch.from_numpy, (mean, var, invstd)), torch.as_tensor(total)

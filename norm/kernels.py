@@ -100,9 +100,9 @@ def local_statistics(x: Tensor) -> Tensor:
         flat = x if x.dim() < 5 or x.is_contiguous() else x.flatten(2, 3)
         mean, var = torch.batch_norm_update_stats(flat, None, None, 0.0)
         return torch.cat([mean, var, number])
-    if _native_cpu(x) and cpu.is_channels_last(x):
-        blocks = cpu.channels_last_statistics(x)
-        return blocks[0] if len(blocks) == 1 else torch.cat([*combine(blocks)[:2], number])
+    row = cpu.channels_last_statistics(x) if _native_cpu(x) else None
+    if row is not None:
+        return row
     # Two passes. Faster on CPU than var_mean (10x), and for contiguous x than BatchNorm's own
     # kernel (2x).
     axes = _all_but_channel(x)
@@ -156,7 +156,7 @@ def combine_and_track(
     Returns:
         mean (C,), biased variance (C,), 1/√(variance + eps) (C,), number of values (scalar).
     """
-    if not torch.compiler.is_compiling() and cpu.can_combine(rows):
+    if not torch.compiler.is_compiling() and cpu.are_plain(rows):
         return cpu.combine_and_track(rows, eps, running_mean, running_var, batches, momentum)
     fused = rows.device.type == "cuda" and rows.dtype == torch.float32
     if fused and not torch.compiler.is_compiling() and can_launch(rows.device):
