@@ -3,10 +3,10 @@
     python benchmarks/loading.py                       without workers: the work per sample
     python benchmarks/loading.py --workers 1           with a worker process, as in training
 
-torchvision's side is put together as its reference scripts do: its data sets, Pillow's decoder, its
-transforms (v2), pixels scaled in the loader. Both sides read the same files, which the script makes:
-JPEG images of 500x375 pixels, and MPEG-4 videos of 320x240. Its reader of videos no longer exists in
-torchvision 0.26; PyAV stands in for it, as it was written: from the key frame before the clip.
+torchvision's side is put together as its reference scripts do: its data sets, Pillow's decoder,
+its transforms (v2), pixels scaled in the loader. Both sides read the same files, which the script
+makes: JPEG images of 500x375 pixels, and MPEG-4 videos of 340x240. torchvision 0.26 has no reader
+of videos any more: PyAV stands in for it, which decodes every frame of the clip's span.
 
 All kinds take turns, a pass over the files each, so that other work of the machine slows all. The
 ratio of the rates is the median over the rounds, followed by the range of the middle half.
@@ -71,7 +71,7 @@ def make_images(folder: Path) -> None:
                 image.save(folder / place / f"{name}.jpg", quality=90)
             (folder / f"seg/masks/{split}").mkdir(parents=True, exist_ok=True)
             mask.save(folder / f"seg/masks/{split}" / f"{name}.png")
-        for box in rng.uniform(0, 200, (7, 4)).round(1) + [0, 0, 20, 20]:
+        for box in rng.uniform(20, 200, (7, 4)).round(1):
             entry = {"image_id": number, "category_id": 1, "bbox": box.tolist(), "iscrowd": 0}
             annotations.append(entry | {"id": len(annotations) + 1, "area": box[2] * box[3]})
     content = {
@@ -102,7 +102,6 @@ class Pairs(Dataset):
                 v2.RandomHorizontalFlip(),
                 v2.RandomCrop(480, pad_if_needed=True, fill={Image.Image: 0, tv_tensors.Mask: 255}),
                 v2.PILToTensor(),
-                v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
                 v2.ToPureTensor(),
             ]
         )

@@ -7,7 +7,7 @@ To read it, begin with the layer and follow a batch through it:
 
 1. ``layer.py``: ``SyncBatchNorm``, a drop-in for BatchNorm1d/2d/3d in several processes.
 2. ``kernels.py``: the arithmetic between its two collectives, per device.
-3. ``fused.py``: the Triton kernels among it (CUDA).
+3. ``fused.py``: the Triton kernels among it (CUDA); ``cpu.py``: cheaper calls for the CPU.
 4. ``groups.py``: the two collectives.
 5. ``local_exchange.py``: a quicker way for them between processes of one host.
 6. ``convert.py``: ``convert_norm`` exchanges a model's normalisation layers, and changes them back.

@@ -26,6 +26,7 @@ from norm import (
     check,
     choose_norm,
     convert_norm,
+    cpu,
     fused,
     groups,
     kernels,
@@ -329,7 +330,7 @@ def test_native_and_plain_kernels_agree(monkeypatch):
 
 TRITON_ON_CPU = """
 import torch
-from norm import fused, kernels
+from norm import cpu, fused, kernels
 for ranks, channels in ((2, 5), (3, 128), (4, 300)):
     for momentum in (0.1, None):
         for empty in ((), (1,), range(ranks)):
@@ -902,3 +903,33 @@ def test_data_parallel_is_refused():
 def test_a_wrapped_model_is_refused():
     with pytest.raises(NormError, match="wrapped in DataParallel already"):
         convert_norm(nn.DataParallel(net()), "sync_bn")
+
+
+@pytest.mark.parametrize("shape", [(16, 8, 32, 32), (3, 5, 4, 30, 30), (2, 7, 2, 1), (1, 4, 1, 1)])
+@pytest.mark.parametrize("level", [0.0, 10.0, 1e4])
+def test_channels_last_statistics_keep_the_precision(shape, level, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(shape, generator=generator, dtype=torch.float64) + level).float()
+    layout = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    taken = kernels.local_statistics(x.contiguous(memory_format=layout))
+    monkeypatch.setattr(cpu, "channels_last_statistics", lambda x: None)
+    plain = kernels.local_statistics(x)
+    assert taken.dtype == plain.dtype and taken.shape == plain.shape
+    assert torch.allclose(taken, plain, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("numbers", [(50, 50), (3, 0, 7), (0, 0), (1,)])
+def test_the_cpu_s_combination_has_the_plain_one_s_bits(numbers, momentum, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(len(numbers), 33, generator=generator)
+    rows[:, -1] = torch.tensor(numbers)
+
+    def combined():
+        running = [torch.zeros(16), torch.ones(16, dtype=torch.float64), torch.tensor(4)]
+        return [*kernels.combine_and_track(rows, 1e-5, *running, momentum), *running]
+
+    quick = combined()
+    monkeypatch.setattr(cpu, "are_plain", lambda rows: False)
+    for mine, plain in zip(quick, combined(), strict=True):
+        assert torch.equal(mine, plain) and mine.dtype == plain.dtype

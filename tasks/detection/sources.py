@@ -20,15 +20,16 @@ from tasks.detection.formats.hub import load_hub
 from tasks.detection.formats.labelme import load_labelme
 from tasks.detection.formats.voc import load_voc
 from tasks.detection.formats.yolo import load_yolo
+from tasks.detection.index_cache import in_cache
 from tasks.detection.options import DetectionOptions
 from tasks.detection.rows import DetectionData, notes_on
 from tasks.detection.synthetic import load_synthetic
 
 SOURCES: dict[str, Callable[[DetectionOptions, Faults], DetectionData]] = {
     "synthetic": load_synthetic,
-    "coco": load_coco,
-    "voc": load_voc,
-    "yolo": load_yolo,
+    "coco": in_cache(load_coco),
+    "voc": in_cache(load_voc),
+    "yolo": in_cache(load_yolo),
     "csv": load_csv,
     "labelme": load_labelme,
     "datumaro": load_datumaro,
