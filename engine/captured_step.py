@@ -10,12 +10,13 @@ A graph fits batches of one shape: each shape has its own.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
@@ -40,18 +41,12 @@ REMEDY = "Train with --cuda_graph off."
 def captures(accelerator: Accelerator, options: TrainingOptions) -> bool:
     """Whether ``--cuda_graph`` asks for captured steps; "auto" does in one process on a GPU.
 
-    NCCL between GPUs has not been seen in a captured step yet: there it takes "on".
-
-    Raises:
-        UserError: there is no GPU to capture on.
+    NCCL between GPUs has not been seen in a captured step yet: there it takes "on". So does
+    ``--double``, since a captured step rounds the learning rate to float32.
     """
-    on_gpu = accelerator.device.type == "cuda"
-    if options.cuda_graph == "on" and not on_gpu:
-        raise UserError(
-            f"--cuda_graph on needs a GPU, and this runs on {accelerator.device}: leave it out."
-        )
     if options.cuda_graph == "auto":
-        return on_gpu and accelerator.num_processes == 1
+        one = accelerator.num_processes == 1
+        return accelerator.device.type == "cuda" and one and not options.double
     return options.cuda_graph == "on"
 
 
@@ -113,8 +108,8 @@ class CapturedStep(OptimizerStep):
 
     Some steps run eagerly, with the same collectives: the first ones of a run, the first one with a
     batch of another shape, and those that are probed. The first captured step is compared with the
-    eager one. Where the work can't be captured, as where the host reads a value from the GPU, all
-    steps run eagerly.
+    eager one, in one process that of every shape. Where the work can't be captured, as where the
+    host reads a value from the GPU, steps run eagerly.
 
     Args:
         *args: of ``OptimizerStep``.
@@ -171,7 +166,15 @@ class CapturedStep(OptimizerStep):
                 self.graphs[key] = graph
                 return graph(tensors)
         self.seen.add(key)
-        return super().on_device(micro_batches, measure_gradient, around_last)
+        try:
+            return super().on_device(micro_batches, measure_gradient, around_last)
+        except torch.OutOfMemoryError as error:
+            if not self.graphs:
+                raise
+            raise UserError(
+                f"The GPU's memory doesn't take a step beside those that are captured ({error}). "
+                f"{REMEDY[:-1]}, or with a smaller --batch_size."
+            ) from None
 
     def _may_capture(self, key: Hashable) -> bool:
         """Whether the time has come; for the first graph it comes at one step on all processes."""
@@ -190,8 +193,10 @@ class CapturedStep(OptimizerStep):
         def work() -> Result:
             return super(CapturedStep, self).on_device(static, True)
 
+        # Tries are further collectives: in several processes all make them at the same step only.
+        tries = not self.graphs or self.accelerator.num_processes == 1
         try:
-            expected = None if self.graphs else self._try(work)
+            expected = self._try(work) if tries else None
         except RuntimeError as error:  # before anything was captured
             return self._give_up(error)
         try:
@@ -203,18 +208,37 @@ class CapturedStep(OptimizerStep):
             # A broken capture leaves torch's random generator behind in a state without return.
             raise UserError(f"{_sentence(error)} {REMEDY}") from None
         if expected:
-            found = self._try(lambda: replay() or result)
-            difference = first_difference(expected, found, self.tolerance)
-            if difference:
-                raise UserError(
-                    f"Captured in a CUDA graph, a step is wrong under torch {torch.__version__}: "
-                    f"{difference}. Train with --cuda_graph off, or with another version of torch."
-                )
+            self._compare(expected, lambda: replay() or result)
         self.optimizer.zero_grad()
         return Graph(batch, replay, result)
 
-    def _try(self, work: Callable[[], Result]) -> Pass:
-        """The loss and the gradients of a step that leaves no trace (a device sync)."""
+    def _compare(self, expected: tuple[Pass, float], replay: Callable[[], Result]) -> None:
+        """Hold a captured step against the eager one, and its change against half the rate's.
+
+        Raises:
+            UserError: they differ.
+        """
+        found, change = self._try(replay)
+        difference = first_difference(expected[0], found, self.tolerance)
+        if not difference and not math.isclose(change, expected[1], rel_tol=self.tolerance):
+            difference = f"the weights change by {change:.6g} instead of {expected[1]:.6g}"
+        rate = self.lr.clone()
+        self.lr.mul_(0.5)
+        _, half = self._try(replay)
+        self.lr.copy_(rate)
+        if not difference and not math.isclose(2 * half, change, rel_tol=self.tolerance):
+            difference = "the weights don't follow the learning rate"
+        if difference:
+            raise UserError(
+                f"Captured in a CUDA graph, a step is wrong under torch {torch.__version__}: "
+                f"{difference}. Train with --cuda_graph off, or with another version of torch."
+            )
+
+    def _try(self, work: Callable[[], Result]) -> tuple[Pass, float]:
+        """The loss and the gradients of a step that leaves no trace, and how far the weights move.
+
+        A few device syncs.
+        """
         scaler = self.accelerator.scaler
         tensors = [
             *self.state.model.parameters(),
@@ -224,14 +248,17 @@ class CapturedStep(OptimizerStep):
         ]
         tensors = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
         saved = [tensor.detach().clone() for tensor in tensors]
-        try:
-            with refusing_to_wait(self.accelerator.device):
-                sums, _ = work()
-        finally:
-            with torch.no_grad():
+        weights = len(list(self.state.model.parameters()))
+        with torch.no_grad():
+            try:
+                with refusing_to_wait(self.accelerator.device), torch.enable_grad():
+                    sums, _ = work()
+                moved = torch._foreach_sub(tensors[:weights], saved[:weights])
+                change = nn.utils.get_total_norm(moved).item()
+            finally:
                 torch._foreach_copy_(tensors, saved)
-            super().seed(self.step)
-        return take_pass(self.state.model, self.optimizer, sums)
+                super().seed(self.step)
+        return take_pass(self.state.model, self.optimizer, sums), change
 
     @contextlib.contextmanager
     def _capturable(self) -> Iterator[None]:
@@ -249,9 +276,9 @@ class CapturedStep(OptimizerStep):
         """Capture nothing more; the graphs there are stay in use.
 
         Raises:
-            UserError: the step must be captured.
+            UserError: steps must be captured, and none could be.
         """
-        if self.must:
+        if self.must and not self.graphs:
             raise UserError(f"{_sentence(error)} {REMEDY}") from None
         self.most_graphs = 0
         self.optimizer.zero_grad()

@@ -421,6 +421,8 @@ class TrainingOptions(CommonOptions):
         super().check_launch(processes, on_cpu, precision)
         if on_cpu and self.sync_bn_impl == "torch":
             raise UserError("torch's SyncBatchNorm refuses the CPU; use --sync_bn_impl own.")
+        if on_cpu and self.cuda_graph == "on":
+            raise UserError("--cuda_graph on needs a GPU, and this runs on the CPU: leave it out.")
         self.samples_per_process(processes)
 
     def samples_per_process(self, processes: int) -> int:

@@ -40,7 +40,7 @@ def channels_last_statistics(x: Tensor) -> Tensor | None:
     if x.is_contiguous() or not x.movedim(1, -1).is_contiguous() or not are_plain(x):
         return None
     rows = []
-    for block in x.movedim(1, -1).reshape(1, 1, -1, x.size(1)).split(BLOCK, dim=2):
+    for block in x.detach().movedim(1, -1).reshape(1, 1, -1, x.size(1)).split(BLOCK, dim=2):
         mean, var = torch.batch_norm_update_stats(block.permute(0, 3, 1, 2), None, None, 0.0)
         rows.append(torch.cat([mean, var, mean.new_full((1,), block.size(2))]))
     mean, var, total = _combined(torch.stack(rows).numpy())
@@ -71,7 +71,7 @@ def combine_and_track(
 
     The vectors are short: what a call costs decides, and numpy's cost less than torch's.
     """
-    mean, var, total = _combined(rows.numpy())
+    mean, var, total = _combined(rows.detach().numpy())
     invstd = 1 / numpy.sqrt(var + mean.dtype.type(eps))
     if running_mean is not None:
         counts = bool(total > 0)

@@ -14,8 +14,8 @@ Combining means and variances (Chan, Golub and LeVeque, 1979) keeps the precisio
 and x² lose: at mean/std = 1e3 those are 19 % wrong in float32.
 
 Each step has one plain version, which is what torch.compile traces and every device can run, and
-native versions that need fewer passes (CPU) or fewer kernel launches (CUDA) in eager mode. Nothing
-here reads a value on the host, but for one check on the CPU (``normalise``).
+native versions that need fewer passes (CPU) or fewer kernel launches (CUDA) in eager mode. On a
+GPU nothing here reads a value on the host.
 """
 
 import torch

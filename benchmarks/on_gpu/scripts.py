@@ -20,7 +20,6 @@ from pathlib import Path
 from benchmarks.on_gpu.result import DETAILS, LEFT_OUT, Failed, Result, needs_gpu, run_check
 
 ROOT = Path(__file__).parents[2]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
 LAUNCHERS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 COMMON = {"limit_train": 48, "limit_val": 8, "num_workers": 1, "log_every": 1}
@@ -45,12 +44,11 @@ WAYS = {
     "captured, bf16": ("bf16", {"cuda_graph": "on"}, 0.1, 1),
     "captured, fp16": ("fp16", {"cuda_graph": "on"}, 0.1, 1),
     "captured, compiled": ("no", {"cuda_graph": "on", "compile": True}, 0.01, 1),
-    "captured, DDP": ("no", {"cuda_graph": "on", "launcher": TORCHRUN}, 5e-3, 12),
 }
 GPU_ONLY = [way for way in WAYS if way.startswith(("fp16", "captured"))]
 DETERMINISTIC = {"deterministic": True}
 # What one script is enough for.
-ONCE = ["captured, fp16", "captured, compiled", "captured, DDP"]
+ONCE = ["captured, fp16", "captured, compiled"]
 LEFT_OUT_OF = {
     "pipeline": ["compiled", *GPU_ONLY],  # it has no such options
     "segmentation": ONCE,
