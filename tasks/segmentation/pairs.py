@@ -11,8 +11,16 @@ from data.folders import IMAGE_SUFFIXES, find_files, left_out_note, named, stem_
 from errors import UserError
 
 # The usual names of folders, in the order in which they are looked for.
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "sat")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "sat", "images_prepped")
 MASK_FOLDERS = ("masks", "mask", "annotations", "annotation", "annot", "labels", "label", "gt")
+MASK_FOLDERS += ("annotations_prepped",)
+ARRANGEMENTS = (
+    "{split}/{kind}",
+    "{kind}/{split}",
+    "{split}_{kind}",
+    "{split}{kind}",
+    "{kind}_{split}",
+)
 
 # What usually ends the names of images and of masks, without which they are the same.
 IMAGE_TAILS = ("", "_sat", "_image", "_img", "-image")
@@ -40,7 +48,7 @@ def find_place(root: Path, split_names: Sequence[str]) -> Place | None:
         UserError: two folders have the same name but for case.
     """
     for split in split_names:
-        for arrangement in ("{split}/{kind}", "{kind}/{split}", "{split}_{kind}", "{split}{kind}"):
+        for arrangement in ARRANGEMENTS:
             images = _folder(root, arrangement, split, (*IMAGE_FOLDERS, ""))
             masks = _folder(root, arrangement, split, MASK_FOLDERS)
             if images and masks:
