@@ -50,16 +50,19 @@ def wants_holdout(options: HoldOutOptions, where: object, val: str | None) -> bo
             it has none.
 
     Raises:
-        UserError: they do, and the data set has its own validation split.
+        UserError: they do, and the data set has its own validation split; or they only say what
+            belongs together, where nothing is held out.
     """
     asked = bool(options.val_share or options.fold)
-    if asked and val is not None and val.lower() not in TEST:
-        option = "--fold" if options.fold else "--val_share"
+    if val is None or (asked and val.lower() in TEST):
+        return asked
+    if asked or options.val_group:
+        option = "--fold" if options.fold else "--val_share" if asked else "--val_group"
         raise UserError(
             f"{where} has a split {val}, so nothing is to be held out: leave out {option}, or move "
             "the split away."
         )
-    return asked
+    return False
 
 
 def group_of(name: str, pattern: str | None = None) -> str:

@@ -140,6 +140,8 @@ def _values(kind: Any, length: int) -> str:
     if get_origin(kind) in (Union, types.UnionType):
         kinds = [part for part in get_args(kind) if part is not type(None)]
         values = [_values(part, length) for part in kinds]
+        if "" in values:  # a flag that may have a value
+            return f"[{'|'.join(value for value in values if value)}]"
         # A list of texts says that it may be one.
         return "|".join(v for v in values if f"{v} ..." not in values)
     if get_origin(kind) is list:

@@ -224,6 +224,8 @@ def test_a_split_of_its_own_is_not_replaced():
     assert wants_holdout(options(fold="1/2"), "x", "Test")  # a test split stays unseen
     with pytest.raises(UserError, match=r"has a split valid.*--val_share"):
         wants_holdout(options(val_share=0.1), "x", "valid")
+    with pytest.raises(UserError, match="leave out --val_group"):
+        wants_holdout(options(val_group="a"), "x", "Test")
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,22 @@ from data.folders import IMAGE_SUFFIXES, find_files, left_out_note, named, stem_
 from errors import UserError
 
 # The usual names of folders, in the order in which they are looked for.
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "sat")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "sat", "images_prepped")
 MASK_FOLDERS = ("masks", "mask", "annotations", "annotation", "annot", "labels", "label", "gt")
+MASK_FOLDERS += ("annotations_prepped",)
+ARRANGEMENTS = (
+    "{split}/{kind}",
+    "{kind}/{split}",
+    "{split}_{kind}",
+    "{split}{kind}",
+    "{kind}_{split}",
+)
 
 # What usually ends the names of images and of masks, without which they are the same.
 IMAGE_TAILS = ("", "_sat", "_image", "_img", "-image")
 MASK_TAILS = ("", "_mask", "_masks", "_label", "_labels", "_l", "_seg", "_gt", "-mask", "-label")
+# Beside images, a file is a mask only with an end that no image has.
+CLEAR_TAILS = tuple(tail for tail in MASK_TAILS if len(tail) > 2)
 
 Pairs = list[tuple[Path, Path]]  # image and mask
 
@@ -40,7 +50,7 @@ def find_place(root: Path, split_names: Sequence[str]) -> Place | None:
         UserError: two folders have the same name but for case.
     """
     for split in split_names:
-        for arrangement in ("{split}/{kind}", "{kind}/{split}", "{split}_{kind}", "{split}{kind}"):
+        for arrangement in ARRANGEMENTS:
             images = _folder(root, arrangement, split, (*IMAGE_FOLDERS, ""))
             masks = _folder(root, arrangement, split, MASK_FOLDERS)
             if images and masks:
@@ -55,7 +65,7 @@ def find_place(root: Path, split_names: Sequence[str]) -> Place | None:
 def _holds_masks(folder: Path) -> bool:
     """Whether files of a folder have names like those of masks."""
     files = find_files(folder, Faults()).files
-    return any(_stem(folder, path).endswith(MASK_TAILS[1:]) for path in files)
+    return any(_stem(folder, path).endswith(CLEAR_TAILS) for path in files)
 
 
 def _folder(root: Path, arrangement: str, split: str, kinds: Sequence[str]) -> Path | None:
@@ -81,7 +91,7 @@ def match_pairs(
     Args:
         images: folder, searched with its subfolders (but not in ``masks``, if that is one).
         masks: folder, searched with its subfolders; masks without an image are left out. If it is
-            ``images``, a mask is a file whose name ends with one of the tails.
+            ``images``, a mask is a file whose name ends with one of CLEAR_TAILS.
         faults: gets the images without a mask or with several.
         image_tails: ends of the image's stem that the mask's lacks, in order of preference;
             without "", images that end otherwise are left out.
@@ -96,8 +106,8 @@ def match_pairs(
     """
     found = find_files(images, faults)
     if masks == images:
-        ends = tuple(tail for tail in mask_tails if tail)
-        mask_files = [path for path in found.files if _stem(images, path).endswith(ends)]
+        mask_tails = CLEAR_TAILS
+        mask_files = [path for path in found.files if _stem(images, path).endswith(mask_tails)]
         image_files = sorted(set(found.files) - set(mask_files))
         left_out = [path for path in found.left_out if path.suffix.lower() not in (".csv", ".txt")]
     else:
@@ -116,9 +126,7 @@ def match_pairs(
         tail = next((t for t in image_tails if t and stem.endswith(t)), "")
         if not tail and "" not in image_tails:
             continue
-        keys = [stem + end for end in mask_tails] + [
-            stem.removesuffix(tail) + e for e in mask_tails
-        ]
+        keys = [start + e for start in (stem, stem.removesuffix(tail)) for e in mask_tails]
         candidates = next((masks_of[key] for key in keys if key in masks_of), [])
         candidates = _same_case(images, image, masks, candidates)
         if len(candidates) == 1:
@@ -129,14 +137,16 @@ def match_pairs(
         elif skip_unlabelled:
             unlabelled.append(image)
         else:
-            end = next((end for end in mask_tails if end or masks != images), "")
-            wanted = masks / (stem_below(images, image).removesuffix(tail) + end)
+            wanted = masks / (stem_below(images, image).removesuffix(tail) + mask_tails[0])
             faults.add(
                 image,
                 f"Image {image} has no mask: add {wanted}.png, remove the image, or leave such "
                 "images out with --skip_unlabelled.",
             )
     _refuse_shared(pairs, faults)
+    without = sorted(set(mask_files) - {mask for _, mask in pairs})
+    if without and not faults.found:
+        notes += (f"{len(without)} masks without an image are left out, {without[0]} first.",)
     if unlabelled:
         notes += (f"{len(unlabelled)} images without a mask are left out, {unlabelled[0]} first.",)
     if not pairs and not faults.found:

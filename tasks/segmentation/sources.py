@@ -45,7 +45,7 @@ SAMPLED_MASKS = 256
 # Files of classes that are looked for where --class_names names none.
 CLASS_FILES = (
     *(f"classes.{suffix}" for suffix in ("txt", "csv", "json", "yaml")),
-    *("_classes.csv", "class_dict.csv", "labelmap.txt"),
+    *("_classes.csv", "class_dict.csv", "labelmap.txt", "labelmap.csv"),
 )
 VOC_FOLDERS = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
 
