@@ -8,8 +8,9 @@ its transforms (v2), pixels scaled in the loader. Both sides read the same files
 makes: JPEG images of 500x375 pixels, and MPEG-4 videos of 340x240. torchvision 0.26 has no reader
 of videos any more: PyAV stands in for it, which decodes every frame of the clip's span.
 
-All kinds take turns, a pass over the files each, so that other work of the machine slows all. The
-ratio of the rates is the median over the rounds, followed by the range of the middle half.
+Both sides take turns, a pass over the files each, so that other work of the machine slows both. The
+ratio of the rates is the median over the rounds, followed by the range of the middle half. Without
+workers the time is this process's processor's, with workers the clock's.
 """
 
 import argparse
@@ -18,7 +19,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -207,13 +207,14 @@ def ours(folder: Path) -> dict[str, object]:
     return tasks
 
 
-def seconds_per_sample(loader: Callable[[], DataLoader]) -> float:
+def seconds_per_sample(loader: DataLoader) -> float:
     """Of a pass over the data, from the first batch on: starting workers isn't counted."""
-    batches = iter(loader())
+    clock = time.perf_counter if loader.num_workers else time.process_time
+    batches = iter(loader)
     next(batches)
-    start = time.perf_counter()
+    start = clock()
     count = sum(1 for _ in batches)
-    return (time.perf_counter() - start) / (count * BATCH)
+    return (clock() - start) / (count * BATCH)
 
 
 def measure(folder: Path, rounds: int, workers: int, only: list[str]) -> None:
@@ -233,7 +234,7 @@ def measure(folder: Path, rounds: int, workers: int, only: list[str]) -> None:
         def other(reference=reference, collate=collate):
             return DataLoader(reference, BATCH, num_workers=workers, collate_fn=collate)
 
-        pairs = [(seconds_per_sample(other), seconds_per_sample(mine)) for _ in range(rounds)]
+        pairs = [(seconds_per_sample(other()), seconds_per_sample(mine())) for _ in range(rounds)]
         medians = [1 / statistics.median(side) for side in zip(*pairs, strict=True)]
         low, middle, high = np.quantile([a / b for a, b in pairs], [0.25, 0.5, 0.75])
         print(
