@@ -215,8 +215,9 @@ def main() -> None:
             ways = ways or rng.sample(args.ways, len(args.ways))  # each as often as the others
             launcher, way = start(struck, args.script, args.steps), ways[-1]
             checkpoints = struck / "checkpoints"
-            seconds = rng.uniform(0.1, 1) * length
-            if wait_until(launcher, seconds, checkpoints if way == "writing" else None):
+            writing = way == "writing"  # early, so that checkpoints are still to come
+            seconds = rng.uniform(0.1, 0.4 if writing else 1) * length
+            if wait_until(launcher, seconds, checkpoints if writing else None):
                 left = strike(launcher, way, rng)
                 kills[ways.pop()] += 1
                 damaged = [p for p in complete_checkpoints(checkpoints) if fault(p)]
