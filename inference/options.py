@@ -34,7 +34,7 @@ class PredictOptions(Options):
         [], "options of such weights' training script, as backbone=timm/resnet18"
     )
     input: str | list[str] = input_option(
-        "", "pictures, videos, a folder, a glob, a list .txt, a camera's number, or - (stdin)"
+        "", "pictures, videos, a folder, a glob, a list .txt, a camera's number, or -"
     )
     dataset: str = input_option("", "instead of --input, a data set as in training; is scored")
     data_dir: str | None = input_option(None, "folder of the data set")

@@ -103,7 +103,9 @@ class FileSource:
     def _find(self, given: str) -> Iterator[tuple[str, str]]:
         """(name, path) of every file that one word of ``--input`` means."""
         path = Path(given).expanduser()
-        if given == "-":
+        if self.media == "video" and _holds_frames(path):
+            yield given, str(path)
+        elif given == "-":
             yield from self._listed(sys.stdin.read(), Path("."))
         elif given.isdecimal() and not path.exists():
             yield f"camera {given}", given
@@ -156,6 +158,16 @@ class FileSource:
         else:
             with as_video(path) as video:
                 yield video, None
+
+
+def _holds_frames(path: Path) -> bool:
+    """Whether a folder is one video: pictures, and neither videos nor folders."""
+    if not path.is_dir():
+        return False
+    inside = [each for each in path.iterdir() if not each.name.startswith(".")]
+    return bool(inside) and all(
+        each.is_file() and each.suffix.lower() in IMAGE_SUFFIXES for each in inside
+    )
 
 
 def kind_of(path: str, media: str) -> str:

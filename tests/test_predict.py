@@ -207,9 +207,13 @@ def test_videos(runs, tmp_path) -> None:
     assert records[0]["frames"] == 7
     with av.open(str(tmp_path / "a" / "pictures" / "film.mp4")) as film:
         assert sum(1 for _ in film.decode(video=0)) == 7
-    both = [str(path), str(tmp_path / "empty.mp4")]
-    status, records = predicted(tmp_path / "b", runs["video"].path, input=both)
+    (tmp_path / "frames").mkdir()
+    for number in range(9):
+        Image.new("RGB", (64, 48), (20 * number, 0, 0)).save(tmp_path / f"frames/{number}.png")
+    several = [str(path), str(tmp_path / "empty.mp4"), str(tmp_path / "frames")]
+    status, records = predicted(tmp_path / "b", runs["video"].path, input=several)
     assert status == 1 and records[0]["error"] is None and "empty.mp4" in records[1]["error"]
+    assert records[2]["error"] is None
     whole = load_trained(runs["video"].path).predict(path)
     assert dict(records[0]["top"]) == pytest.approx(dict(whole.top(5)))
     _, records = predicted(tmp_path / "c", runs["video"].path, input=str(path), every=0.5)
