@@ -7,17 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchvision.transforms.v2 import functional as F
 
-from data.masks import IGNORE
 from figures.canvas import GAP, stack
 from figures.sheet import color_key
 from inference.sources import Input
 from inference.task_output import TaskOutput, at_drawing_size, drawing_size, write_ids
 from tasks.detection.instance_masks import encode
 from tasks.segmentation.inference import SegmentationResult
-from tasks.segmentation.metrics import segmentation_metrics
+from tasks.segmentation.metrics import confusion, segmentation_metrics
 
 ROWS = 1024  # of a mask that are compared at a time
 OPACITY = 0.5  # of the class colours over the picture
@@ -41,14 +39,12 @@ class SegmentationOutput(TaskOutput):
     def judged(self, result: SegmentationResult, truth: Tensor) -> list[list[int]]:
         """The entries of the confusion matrix that are not 0: truth, prediction, pixels."""
         classes = len(self.classes)
-        confusion = torch.zeros(classes, classes, dtype=torch.int64)
+        counts = torch.zeros(classes, classes, dtype=torch.int64)
         rows = zip(result.mask.split(ROWS), truth.split(ROWS), strict=True)
-        for mine, true in rows:  # as class ids take eight times the memory of the mask
-            confusion += multiclass_confusion_matrix(
-                mine.long(), true.long(), classes, ignore_index=IGNORE, validate_args=False
-            )
-        places = confusion.nonzero()
-        return torch.column_stack([places, confusion[places[:, 0], places[:, 1]]]).tolist()
+        for mine, true in rows:  # what is counted takes several times the memory of the mask
+            counts += confusion(mine, true, classes)
+        places = counts.nonzero()
+        return torch.column_stack([places, counts[places[:, 0], places[:, 1]]]).tolist()
 
     def score(self, records: Iterator[dict[str, Any]]) -> dict[str, float]:
         """Mean IoU, the IoU of every class that occurs, pixel accuracy."""

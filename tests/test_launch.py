@@ -220,7 +220,7 @@ def test_nothing_breaks_where_the_system_has_no_forks_and_locks(tmp_path: Path) 
     """As on Windows, as far as this system can pretend to be one."""
     code = """
 import multiprocessing, os, pathlib, signal, sys
-import accelerate, datasets, psutil, tensorboard, timm, torchmetrics  # not what is tested
+import accelerate, datasets, psutil, tensorboard, timm  # not what is tested
 sys.modules["fcntl"] = sys.modules["resource"] = None
 for module, names in {
     os: ("fork", "register_at_fork", "sched_getaffinity", "O_NOFOLLOW"),

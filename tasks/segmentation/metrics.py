@@ -32,10 +32,21 @@ def count_pixels(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple
     for part, truth in _blocks(logits, target):
         loss += cross_entropy_sum(part, truth, weight)
         predictions.append(most_probable(part))
-    cells = target.int().mul_(classes).add_(torch.cat(predictions, dim=1)).flatten()
+    return confusion(torch.cat(predictions, dim=1), target, classes), loss
+
+
+def confusion(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
+    """int64 (K, K): the valid pixels, truth (rows) against prediction.
+
+    Args:
+        prediction: class ids of any shape and integer type.
+        target: the same shape, 255 where ignored.
+        classes: K.
+    """
+    cells = target.int().mul_(classes).add_(prediction).flatten()
     # A row for every id that a mask can hold, so that ignored pixels have one, which is cut off.
     counts = torch.bincount(cells, minlength=MASK_IDS * classes).view(MASK_IDS, classes)
-    return counts[:classes], loss
+    return counts[:classes]
 
 
 def _blocks(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
