@@ -62,7 +62,7 @@ class WeightAverage(ModelEmaV3):
     step it has no state besides the weights.
 
     timm looks the tensors up at every update, which takes as long as the update itself. Here they
-    are looked up once: the model may change its tensors, but not exchange them.
+    are looked up at the first one, and again if the model's memory is another by then.
 
     Args:
         model: on its device.
@@ -71,21 +71,28 @@ class WeightAverage(ModelEmaV3):
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model, decay=decay, use_warmup=True)
-        states = self.module.state_dict().values(), model.state_dict().values()
-        pairs = list(zip(*states, strict=True))
-        self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._first: int | None = None  # address of the model's first parameter
+        self._floats: tuple[list[Tensor], list[Tensor]] = [], []  # averages, and the model's values
+        self._counters: tuple[list[Tensor], list[Tensor]] = [], []
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
+    def update(self, model: nn.Module, step: int) -> None:
         """Take in the model's weights after ``step`` optimizer steps, and its counters as is."""
-        torch._foreach_lerp_(*_lists(self._floats), weight=1 - self.get_decay(step))
-        if self._counters:
-            torch._foreach_copy_(*_lists(self._counters))
+        first = next(model.parameters()).data_ptr()
+        if first != self._first:  # DDP, for one, moves parameters
+            self._look_up(model)
+            self._first = first
+        torch._foreach_lerp_(*self._floats, weight=1 - self.get_decay(step))
+        if self._counters[0]:
+            torch._foreach_copy_(*self._counters)
 
-
-def _lists(pairs: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    return [one for one, _ in pairs], [other for _, other in pairs]
+    def _look_up(self, model: nn.Module) -> None:
+        self._floats, self._counters = ([], []), ([], [])
+        states = self.module.state_dict().values(), model.state_dict().values()
+        for average, value in zip(*states, strict=True):
+            averages, values = self._floats if average.is_floating_point() else self._counters
+            averages.append(average)
+            values.append(value)
 
 
 def create_ema(model: nn.Module, decay: float) -> WeightAverage | None:

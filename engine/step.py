@@ -81,7 +81,7 @@ class OptimizerStep:
         result = self.on_device(micro_batches, measure_gradient, around_last)
         self.state.optimizer.zero_grad()  # Accelerate's wrapper inspects signatures at every call
         if self.state.ema:
-            self.state.ema.update(step + 1)
+            self.state.ema.update(self.state.model, step + 1)
         return result
 
     def seed(self, step: int) -> None:

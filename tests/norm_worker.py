@@ -557,7 +557,7 @@ def collectives_of_compiled_code(rank, world):
 
     @torch.compile(backend="aot_eager", fullgraph=True)
     def both(row):
-        return gather(row * 1, group), _all_reduce(row * 1, group.name)
+        return gather(row * 1, group), _all_reduce(row * 1, group.name, in_place=True)
 
     rows, total = both(row)
     assert torch.equal(rows, gather(row, group))
