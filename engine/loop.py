@@ -135,7 +135,7 @@ class Loop(ABC):
             take_over_best(self.path, state.progress)
             if changed and not options.eval_only:
                 go_on_with_other_data(accelerator, self.path, state.progress, changed)
-            else:
+            elif path.resolve().parent == (self.path / "checkpoints").resolve():
                 self.saver.saved_step = state.progress.step
         return path
 

@@ -214,6 +214,7 @@ def go_on_with_other_data(
     if "val" not in changed:
         return
     progress.best = {}
+    progress.evaluated_step = min(progress.evaluated_step, progress.step - 1)  # begin with these
     best, aside = path / "best.safetensors", path / f"best_before_step_{progress.step}.safetensors"
     if accelerator.is_main_process and best.exists():
         os.replace(best, aside)
