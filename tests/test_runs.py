@@ -24,7 +24,15 @@ from engine import report as report_module
 from engine import saving
 from engine.background import BackgroundWriter
 from engine.checkpoint import MANIFEST, load_checkpoint, save_state
-from engine.fingerprint import differences, read_record, record_of, to_bytes
+from engine.fingerprint import (
+    Sample,
+    contents_of,
+    differences,
+    read_record,
+    record_of,
+    to_bytes,
+    with_contents_of,
+)
 from engine.report import sort_before_now
 from engine.run_folder import RunFolder, make_default_path, read_best, refuse_other_run
 from engine.state import on_host
@@ -333,13 +341,47 @@ def test_contents_are_compared_on_request(flowers: Path, tmp_path: Path) -> None
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match=r"of other contents: train/rose/1\.png"):
         on(flowers, run.path, resume="auto", compare_contents=True)
-    on(flowers, run.path, resume="auto")
+    # Not read now, they are still what the run began with.
+    on(flowers, run.path, resume="auto", max_steps=6)
+    with pytest.raises(UserError, match=r"of other contents: train/rose/1\.png"):
+        on(flowers, run.path, resume="auto", compare_contents=True)
+
+
+def test_contents_that_cannot_be_compared_are_no_secret(flowers, tmp_path, capsys) -> None:
+    run = on(flowers, tmp_path / "run", max_steps=4)
+    on(flowers, run.path, resume="auto", max_steps=6, compare_contents=True)
+    assert "in the files of 10 samples can't be compared" in capsys.readouterr().out
+    on(flowers, run.path, resume="auto", max_steps=6, compare_contents=True)
+    assert "compared" not in capsys.readouterr().out
+    (run.path / "data.tsv").unlink()
+    on(flowers, run.path, resume="auto", compare_contents=True)
+    assert "can't be compared without the data.tsv" in capsys.readouterr().out
+
+
+def test_the_processes_share_out_the_files_to_read(tmp_path: Path) -> None:
+    names = [str(tmp_path / f"{number}.png") for number in range(7)]
+    for number, name in enumerate(names):
+        picture(Path(name), seed=number)
+    split = rows(names, [0] * 7, ["x"])
+    whole = contents_of(split, 0, 1)
+    assert len(set(whole)) == 7
+    assert [digest for part in range(3) for digest in contents_of(split, part, 3)] == whole
+
+
+def test_what_is_known_of_contents_is_kept_for_what_has_not_changed() -> None:
+    before = [Sample("a", "1", "x", "A"), Sample("a", "1", "x", "B"), Sample("b", "2", "x", "C")]
+    now = [sample._replace(contents="") for sample in before]
+    assert with_contents_of(before, now) == before
+    changed = [now[0], now[1], now[2]._replace(size="3"), Sample("c", "1", "x", "")]
+    assert with_contents_of(before, changed) == [*before[:2], *changed[2:]]
+    read = [sample._replace(contents="new") for sample in before]
+    assert with_contents_of(before, read) == read
 
 
 def test_a_record_tells_labels_and_order(tmp_path: Path) -> None:
     names = ["a.png", "b.png", "c.png"]
-    before = record_of(rows(names, [0, 1, 0], ["x", "y"]), None, contents=False)
-    labelled = record_of(rows(names, [0, 1, 1], ["x", "y"]), None, contents=False)
+    before = record_of(rows(names, [0, 1, 0], ["x", "y"]), None)
+    labelled = record_of(rows(names, [0, 1, 1], ["x", "y"]), None)
     assert differences(before, labelled) == ["labelled or annotated otherwise: c.png"]
     assert differences(before, before[::-1]) == ["the same samples in another order"]
     assert differences(before, before) == []
@@ -354,7 +396,7 @@ def test_a_record_tells_nested_annotations() -> None:
         datasets.Dataset.from_dict({"objects": [{"bbox": b, "name": ["a"] * len(b)} for b in all_]})
         for all_ in (boxes, boxes, [boxes[0][::-1], []], [boxes[0], [[0.0, 0, 0, 0]]])
     ]
-    first, same, swapped, more = (record_of(data, None, contents=False) for data in made)
+    first, same, swapped, more = (record_of(data, None) for data in made)
     assert first == same
     assert first[0].labels != swapped[0].labels and first[1] == swapped[1]
     assert first[0] == more[0] and first[1].labels != more[1].labels
