@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
@@ -19,9 +19,10 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data.decode import SampleError
 from data.stream import SampleStream
+from engine import evaluation, saving
 from engine import report as report_module
-from engine import saving
 from engine.background import BackgroundWriter
 from engine.checkpoint import MANIFEST, load_checkpoint, save_state
 from engine.fingerprint import (
@@ -239,6 +240,32 @@ def test_a_bad_training_file_leaves_a_checkpoint_of_the_step_before(
     first = [key.index for key in map(SampleStream(6, 0).__getitem__, range(6))].index(5) // accum
     assert first > 0 and run.checkpoints == [f"step_{first:08d}"]
     assert [line["step"] for line in run.steps] == list(range(1, first + 1))
+
+
+def test_a_file_that_goes_bad_under_precise_bn_leaves_a_checkpoint(
+    flowers: Path, tmp_path: Path, monkeypatch
+) -> None:
+    loader = evaluation.precise_loader
+
+    class GoesBad:
+        def __init__(self, *args: object) -> None:
+            self.loader, self.rounds = loader(*args), 0
+
+        def __iter__(self) -> Iterator:
+            self.rounds += 1
+            yield next(iter(self.loader))
+            if self.rounds == 2:
+                raise SampleError("x.png is no picture")
+            yield next(iter(self.loader))
+
+    monkeypatch.setattr(evaluation, "precise_loader", GoesBad)
+    with pytest.raises(UserError, match="no picture"):
+        on(flowers, tmp_path / "run", precise_bn=2, max_steps=12, checkpoint_every=12)
+    # Of the first evaluation and of the one that failed.
+    assert Run(tmp_path / "run", 0).checkpoints == ["step_00000004", "step_00000008"]
+    monkeypatch.undo()
+    run = on(flowers, tmp_path / "run", precise_bn=2, max_steps=12, resume="auto")
+    assert len(run.evals) == 3
 
 
 def test_an_unevaluated_checkpoint_is_continued_in_a_new_folder(
