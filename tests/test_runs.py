@@ -509,6 +509,23 @@ def test_a_full_disk_ends_the_run_at_the_next_step(train, monkeypatch) -> None:
         train("run", **LONG)
 
 
+def test_no_two_copies_are_in_host_memory(train, monkeypatch) -> None:
+    save, writing = saving.save_checkpoint, []
+
+    def slowly(*args: object) -> None:
+        time.sleep(0.5)
+        save(*args)
+
+    def copy(value: object) -> object:
+        writing.append(any(thread.name == "writer" for thread in threading.enumerate()))
+        return on_host(value)
+
+    monkeypatch.setattr(saving, "save_checkpoint", slowly)
+    monkeypatch.setattr(saving, "on_host", copy)
+    train("run", **LONG)
+    assert writing == [False, False]
+
+
 def test_a_copy_in_host_memory_shares_nothing() -> None:
     tied = torch.ones(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     copy = on_host({"a": tied, "b": [tied, 3, None]})
