@@ -64,7 +64,8 @@ def main() -> None:
         fast = exchanged(min(gpus, PER_NODE), options.fast_us)
         # In one communicator a layer's sums wait for the bucket of gradients that is under way.
         steps = (step(0, 0), step(gathers, totals + gradient / 2), step(gathers, totals))
-        numbers = (gradient, gathers, totals, *steps, step(*near), step(*fast))
+        groups = (step(*near), step(*fast)) if gpus > PER_NODE else ()  # else there is only one
+        numbers = (gradient, gathers, totals, *steps, *groups)
         print(f"{gpus:4} | " + " | ".join(f"{number:.1f}" for number in numbers))
 
 

@@ -10,7 +10,6 @@ both train to the end. The curve must be that of two processes which nothing dis
 """
 
 import argparse
-import json
 import os
 import socket
 import subprocess
@@ -22,6 +21,10 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.curve import curve
+
 TOLERANCE = 1e-9  # relative, in float64
 SECONDS = 600  # until something must have happened
 # torch's agents share a store by an address that they remember, also when another one holds the
@@ -64,13 +67,6 @@ def agent(path: Path, port: int, steps: int, name: str) -> subprocess.Popen:
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-
-
-def curve(path: Path) -> list[dict]:
-    """The whole lines of metrics.jsonl."""
-    file = path / "metrics.jsonl"
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def world_sizes(launcher: subprocess.Popen) -> list[int]:

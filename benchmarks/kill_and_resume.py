@@ -20,7 +20,6 @@ each run that finishes must be the first one's to the last bit. Exit status 1 if
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -39,11 +38,12 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.curve import curve
 from engine.checkpoint import complete_checkpoints, fault, load_checkpoint
 from engine.run_folder import read_best
 
 WAYS = ("kill", "kill all", "launcher", "worker", "stop", "writing", "term", "int")
-# Ways that end the job within seconds, however it is started.
+# For all that was struck; the launcher's own patience with its processes is 30.
 SECONDS_TO_END = 120
 COMPARED = ("step", "samples", "loss", "lr", "grad_norm", "eval")
 COMMON = {
@@ -151,18 +151,6 @@ def wait_until(launcher: subprocess.Popen, seconds: float, folder: Path | None) 
     return False
 
 
-def curve(path: Path) -> list[dict]:
-    """The lines of metrics.jsonl without throughput and memory; a torn one is left out."""
-    lines = []
-    for text in (path / "metrics.jsonl").read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            break
-        lines.append({key: line[key] for key in COMPARED if key in line})
-    return lines
-
-
 def same_run(path: Path, other: Path) -> bool:
     """Whether two finished runs have the same curve, weights and optimizer, to the last bit."""
     mine, theirs = (
@@ -170,7 +158,7 @@ def same_run(path: Path, other: Path) -> bool:
     )
     best = [load_file(p / "best.safetensors") for p in (path, other)]
     return (
-        curve(path) == curve(other)
+        curve(path, *COMPARED) == curve(other, *COMPARED)
         and same_values(*best)
         and same_values(mine.model, theirs.model)
         and same_values(mine.ema, theirs.ema)
@@ -221,7 +209,7 @@ def main() -> None:
                 left = strike(launcher, way, rng)
                 kills[ways.pop()] += 1
                 damaged = [p for p in complete_checkpoints(checkpoints) if fault(p)]
-                lines = curve(struck) if (struck / "metrics.jsonl").exists() else []
+                lines = curve(struck)
                 at = lines[-1]["step"] if lines else 0
                 print(
                     f"{kills.total():>4} {way:<9} at step {at}, damaged checkpoints: "

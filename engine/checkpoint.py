@@ -94,11 +94,9 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Replace the state.json of the checkpoint of its step, atomically; the rest stays as it is.
 
     Raises:
-        UserError: the disk is full or not writable; the checkpoint is untouched.
+        UserError: it isn't there, or the disk is full or not writable; it is untouched.
     """
-    manifest = json.loads((folder / step_name(state["step"]) / MANIFEST).read_text())
-    del manifest[STATE]
-    _place(folder, state["step"], [(STATE, _json(state))], kept=manifest)
+    _place(folder, state["step"], [(STATE, _json(state))], only_state=True)
 
 
 def step_name(step: int) -> str:
@@ -110,16 +108,16 @@ def _place(
     folder: Path,
     step: int,
     files: Iterable[tuple[str, bytes]],
-    kept: Mapping[str, dict[str, Any]] | None = None,
+    only_state: bool = False,
 ) -> Path:
-    """Put a checkpoint of these files, and of those kept of the present one, into its place."""
+    """Put a checkpoint into its place: of these files, or with only the state exchanged."""
     name = step_name(step)
     beside, replaced, final = folder / f".{name}", folder / f".{name}{REPLACED}", folder / name
     try:
         recover(folder)
         beside.mkdir(parents=True)
-        manifest = dict(kept or {})
-        for file_name in manifest:
+        manifest = _read_json(final / MANIFEST) if only_state else {}
+        for file_name in manifest.keys() - {STATE}:
             _link(final / file_name, beside / file_name)
         for file_name, content in files:
             _write(beside / file_name, content)
@@ -132,10 +130,11 @@ def _place(
         os.rename(beside, final)
         _sync_folder(folder)
         _remove(replaced)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         recover(folder)
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"The checkpoint {final} could not be written ({error.strerror}); make room and run "
+            f"The checkpoint {final} could not be written ({reason}); make room and run "
             "again with --resume auto: the checkpoints before it are intact."
         ) from None
     return final

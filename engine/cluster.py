@@ -27,6 +27,8 @@ FIRST_PORT, PORTS = 20000, 20000  # below those that systems hand out
 def join_tasks(environment: Environment) -> None:
     """Set RANK, WORLD_SIZE and so on from Slurm's or MPI's variables, where no launcher has.
 
+    The first task says so.
+
     Raises:
         UserError: the address of the first machine is needed, and nobody gives it.
     """
@@ -69,6 +71,11 @@ def join_tasks(environment: Environment) -> None:
         "MASTER_PORT": environment.get("MASTER_PORT", str(FIRST_PORT + number % PORTS)),
     }
     environment.setdefault("OMP_NUM_THREADS", "1")
+    if rank == 0:  # before it waits, perhaps for tasks that nobody starts (srun --pty bash)
+        print(
+            f"Task 0 of {size}, joining the others. Set WORLD_SIZE=1 and RANK=0 to train alone.",
+            flush=True,
+        )
 
 
 def _tasks_per_node(text: str) -> list[int]:

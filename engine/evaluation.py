@@ -21,6 +21,10 @@ from engine.task import Batch, Evaluation, Task
 from norm import average_running_stats, precise_bn
 
 
+class _StoppedError(Exception):
+    """The processes have agreed to leave an evaluation."""
+
+
 class Evaluator:
     """Evaluates unwrapped models over all processes; its loaders' workers start now.
 
@@ -62,7 +66,7 @@ class Evaluator:
         """Evaluate ``model``; its running statistics are first made those of all processes.
 
         A few collectives, all of them before or after the batches: the processes need not have
-        equally many.
+        equally many. ``--precise_bn`` has equally many on all, and collectives between them.
 
         Args:
             model: unwrapped, so that no process waits for another while it evaluates.
@@ -73,8 +77,11 @@ class Evaluator:
             None if a process was asked to stop.
         """
         average_running_stats(model)
-        if self.precise_loader:
-            self._recompute_statistics(model, step)
+        try:
+            if self.precise_loader:
+                self._recompute_statistics(model, step)
+        except _StoppedError:
+            return None
         with self.inference(model):
             tally = self.task.evaluate(model, self._batches())
         sums, asked = _sum_over_processes(tally.sums, float(self.stop.signum != 0))
@@ -106,8 +113,28 @@ class Evaluator:
         except SampleError as error:  # this process's own: the others are told at the end
             self.stop.fail(error)
 
+    def _batches_in_step(self) -> Iterator[Any]:
+        """The batches of ``--precise_bn``, whose forward passes may be collective.
+
+        Before each the processes agree to go on: one collective and device sync.
+
+        Raises:
+            _StoppedError: on all processes, if one was asked to stop or can't read a file.
+        """
+        batches = iter(self.precise_loader)
+        for _ in range(self.options.precise_bn):
+            self.stop.beat()
+            try:
+                batch = next(batches)
+            except SampleError as error:
+                self.stop.fail(error)
+            asked = torch.tensor(float(self.stop.signum != 0), device=self.accelerator.device)
+            if sum_over_processes(asked):
+                raise _StoppedError
+            yield batch
+
     def _recompute_statistics(self, model: nn.Module, step: int) -> None:
-        batches = (self.task.to_device(batch) for batch in self.precise_loader)
+        batches = (self.task.to_device(batch) for batch in self._batches_in_step())
         accelerator = self.accelerator
         seed_step(self.options.seed, step, accelerator.process_index, accelerator.device)
         # A compiled graph has no place for the hooks that see the layers' input.

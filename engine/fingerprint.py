@@ -10,8 +10,8 @@ import hashlib
 import io
 import os
 import stat
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from accelerate import Accelerator
+
+from engine.collectives import gather_lists
 
 SPLITS = ("train", "val")
 NAMES = "surrogateescape"  # names of files may be any bytes
@@ -48,49 +51,77 @@ class Sample(NamedTuple):
 Record = dict[str, list[Sample]]
 
 
-def record_data(train: Any, val: Any, data_dir: str | None, contents: bool) -> Record:
-    """The records of the training and validation data; the arguments are those of ``record_of``.
+def record_data(
+    accelerator: Accelerator, train: Any, val: Any, data_dir: str | None, contents: bool
+) -> Record:
+    """The records of the training and validation data, on the main process; {} on the others.
 
     Data sets have ``reader.rows``, as those of ``data.samples``, or ``name(index)`` and nothing
     else that could be compared.
+
+    Args:
+        accelerator: joined with the other processes.
+        train: the training data.
+        val: the validation data.
+        data_dir: the data folder.
+        contents: whether to read all files. The processes share them out: one alone could take
+            longer than the others may wait in a collective (one per split).
     """
     root = data_dir and str(Path(data_dir).expanduser())
-    record = {}
+    share = accelerator.process_index, accelerator.num_processes
+    record: Record = {}
     for split, data in zip(SPLITS, (train, val), strict=True):
         rows = getattr(getattr(data, "reader", None), "rows", None)
+        read = gather_lists(contents_of(rows, *share)) if contents and rows is not None else None
+        if not accelerator.is_main_process:
+            continue
         if rows is None:
             record[split] = [Sample(data.name(index), "", "", "") for index in range(len(data))]
         else:
-            record[split] = record_of(rows, root, contents)
+            record[split] = record_of(rows, root, read)
     return record
 
 
-def record_of(rows: datasets.Dataset, root: str | None, contents: bool) -> list[Sample]:
+def record_of(
+    rows: datasets.Dataset, root: str | None, contents: list[str] | None = None
+) -> list[Sample]:
     """The records of a split's samples, in their order.
 
-    A hundred thousand samples take about a second and as many ``stat`` calls; files are read only
-    for their contents.
+    A hundred thousand samples take about a second and as many ``stat`` calls.
 
     Args:
         rows: of the split. Columns of {"path", "bytes"} are files; the others are annotations.
         root: the data folder, below which names are relative to it.
-        contents: whether to read all files.
+        contents: the digests of what is in each sample's files, if they were read.
     """
-    table, picked = rows.data.table, _picked(rows)
-    media = [name for name in table.column_names if _is_media(table.schema.field(name).type)]
+    table, picked, media = rows.data.table, _picked(rows), _media(rows)
     others = [name for name in table.column_names if name not in media]
     labels = _label_digests(table.select(others), picked)
     columns = [_files(table.column(name), picked) for name in media]
     files = list(zip(*columns, strict=True)) if columns else [()] * len(rows)
-    read: Iterable[str] = [""] * len(rows)
-    if contents:
-        cells = (_cells(table, media, row) for row in picked)
-        with ThreadPoolExecutor(min(SYSTEM_LIMIT, 4 * (os.cpu_count() or 1))) as pool:
-            read = list(pool.map(_content_digest, cells))
+    read = [""] * len(rows) if contents is None else contents
     return [
         Sample(_name(parts, root, number), _size(parts), label, content)
         for number, (parts, label, content) in enumerate(zip(files, labels, read, strict=True))
     ]
+
+
+def contents_of(rows: datasets.Dataset, part: int, parts: int) -> list[str]:
+    """The digests of what is in the files of one of equal parts of a split's samples.
+
+    Reads them all. The lists of part 0, 1, ... joined are those of the whole split.
+    """
+    table, picked, media = rows.data.table, _picked(rows), _media(rows)
+    first, end = (len(picked) * number // parts for number in (part, part + 1))
+    cells = (_cells(table, media, row) for row in picked[first:end])
+    with ThreadPoolExecutor(min(SYSTEM_LIMIT, 4 * (os.cpu_count() or 1))) as pool:
+        return list(pool.map(_content_digest, cells))
+
+
+def _media(rows: datasets.Dataset) -> list[str]:
+    """The columns that are files."""
+    table = rows.data.table
+    return [name for name in table.column_names if _is_media(table.schema.field(name).type)]
 
 
 def _picked(rows: datasets.Dataset) -> list[int]:
@@ -236,6 +267,31 @@ def read_record(path: Path) -> Record | None:
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return None
     return record
+
+
+def without_contents(samples: list[Sample]) -> int:
+    """How many samples have files whose contents were not recorded."""
+    return sum(bool(sample.size) and not sample.contents for sample in samples)
+
+
+def with_contents_of(before: list[Sample], now: list[Sample]) -> list[Sample]:
+    """The record of now, with the contents of an earlier one where they weren't read now.
+
+    Only for samples of the same name, size and labels.
+    """
+    known = {(*sample[:3], place): sample for sample, place in _numbered(before)}
+    return [
+        sample if sample.contents else known.get((*sample[:3], place), sample)
+        for sample, place in _numbered(now)
+    ]
+
+
+def _numbered(samples: list[Sample]) -> Iterator[tuple[Sample, int]]:
+    """The samples, each with its number among those of its name."""
+    seen: Counter[str] = Counter()
+    for sample in samples:
+        yield sample, seen[sample.name]
+        seen[sample.name] += 1
 
 
 def differences(before: list[Sample], now: list[Sample]) -> list[str]:

@@ -26,7 +26,7 @@ from data.stream import SampleStream
 from engine.about import About
 from engine.checkpoint import load_checkpoint
 from engine.collectives import from_main_process, gather_lists
-from engine.fingerprint import Record, digests_of, record_data, to_bytes
+from engine.fingerprint import digests_of, record_data, to_bytes
 from engine.launch import close
 from engine.loaders import stop_workers
 from engine.loss_buffer import LossBuffer, StepRecord
@@ -34,8 +34,8 @@ from engine.options import MOST_STEPS, CommonOptions
 from engine.plan import Plan
 from engine.report import Report, Stopwatch, peak_memory_bytes, profiler
 from engine.resume import (
-    changed_splits,
     claim_folder,
+    compare_data,
     find_checkpoint,
     go_on_with_other_data,
     refuse_other_training,
@@ -109,10 +109,8 @@ class Loop(ABC):
         self.folder, self.path = claim_folder(accelerator, name, options)
         self.stop, self.losses, self.has_evaluated = StopRequest(), LossBuffer(), False
         self.ahead: deque[Any] = deque()  # batches that were loaded and not yet trained on
-        self.record: Record = {}
-        if self.folder:
-            contents = options.compare_contents
-            self.record = record_data(train_data, val_data, options.data_dir, contents)
+        data = train_data, val_data, options.data_dir, options.compare_contents
+        self.record = record_data(accelerator, *data)
         digests = digests_of(self.record)
         writes = self.path if self.folder else None
         self.saver = Saver(writes, self.stop, options, self.identity, digests)
@@ -130,12 +128,12 @@ class Loop(ABC):
             checkpoint = load_checkpoint(path)
             refuse_other_training(path, checkpoint.state, options, self.identity)
             digests = checkpoint.state.get("data")
-            changed = changed_splits(accelerator, path, digests, options, self.record)
+            changed, self.record = compare_data(accelerator, path, digests, options, self.record)
             state.restore(checkpoint)
             take_over_best(self.path, state.progress)
             if changed and not options.eval_only:
                 go_on_with_other_data(accelerator, self.path, state.progress, changed)
-            else:
+            elif path.resolve().parent == (self.path / "checkpoints").resolve():
                 self.saver.saved_step = state.progress.step
         return path
 

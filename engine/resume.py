@@ -13,7 +13,14 @@ from engine.checkpoint import (
     recover,
 )
 from engine.collectives import from_main_process
-from engine.fingerprint import Record, differences, digests_of, read_record
+from engine.fingerprint import (
+    Record,
+    differences,
+    digests_of,
+    read_record,
+    with_contents_of,
+    without_contents,
+)
 from engine.options import CommonOptions
 from engine.run_folder import (
     RunFolder,
@@ -140,28 +147,39 @@ def refuse_other_training(
         )
 
 
-def changed_splits(
+def compare_data(
     accelerator: Accelerator,
     path: Path,
     digests: dict[str, str] | None,
     options: CommonOptions,
     record: Record,
-) -> list[str]:
-    """Which of "train" and "val" are not what the checkpoint's run had (one collective).
+) -> tuple[list[str], Record]:
+    """Compare the data of now with those of the checkpoint's run (one collective).
 
     Args:
         accelerator: joined with the other processes.
         path: the checkpoint; what its run had is in its folder's data.tsv.
         digests: what the checkpoint holds of it.
-        options: allow_changed_data, eval_only.
+        options: allow_changed_data, eval_only, compare_contents.
         record: of the data of now, on the main process.
+
+    Returns:
+        Which of "train" and "val" differ, and the record, which keeps what the run knew of the
+        contents of files that were not read now and are of the same size.
 
     Raises:
         UserError: the data differ and ``--allow_changed_data`` wasn't given; names the samples.
     """
     found: dict[str, list[str]] = {}
     if accelerator.is_main_process:
-        found = _changes(path, digests, record)
+        before = read_record(path.resolve().parent.parent / "data.tsv")
+        if before is not None and digests_of(before) != digests:
+            before = None  # of another part of the run
+        found = _changes(path, digests, before, record)
+        if options.compare_contents:
+            _name_what_is_not_compared(path, before)
+        if before is not None:
+            record = {s: with_contents_of(before[s], samples) for s, samples in record.items()}
         if options.eval_only:
             found.pop("train", None)
     found = from_main_process(found)
@@ -173,21 +191,30 @@ def changed_splits(
         )
     if found:
         accelerator.print(f"The data are not those that {path} was trained with ({sentence}).")
-    return list(found)
+    return list(found), record
 
 
-def _changes(path: Path, stored: Any, record: Record) -> dict[str, list[str]]:
+def _name_what_is_not_compared(path: Path, before: Record | None) -> None:
+    """Say where ``--compare_contents`` has nothing to compare with."""
+    if before is None:
+        print(f"What is in the files can't be compared without the data.tsv of {path}'s run.")
+    elif missing := sum(map(without_contents, before.values())):
+        print(
+            f"What is in the files of {missing} samples can't be compared: the run of {path} had "
+            "not read them, without --compare_contents. From now on it can."
+        )
+
+
+def _changes(
+    path: Path, stored: Any, before: Record | None, record: Record
+) -> dict[str, list[str]]:
     """What differs in each split that does."""
     if not isinstance(stored, dict):
         print(f"{path} doesn't say which data it was trained with, so they can't be compared.")
         return {}
     now = digests_of(record)
     differ = [split for split in record if now[split] != stored.get(split)]
-    with_contents = any(sample.contents for samples in record.values() for sample in samples[:1])
-    if not (differ or with_contents):
-        return {}
-    before = read_record(path.resolve().parent.parent / "data.tsv")
-    if before is None or digests_of(before) != stored:
+    if before is None:
         return {
             split: ["which samples can't be told without its run's data.tsv"] for split in differ
         }
@@ -214,6 +241,7 @@ def go_on_with_other_data(
     if "val" not in changed:
         return
     progress.best = {}
+    progress.evaluated_step = min(progress.evaluated_step, progress.step - 1)  # begin with these
     best, aside = path / "best.safetensors", path / f"best_before_step_{progress.step}.safetensors"
     if accelerator.is_main_process and best.exists():
         os.replace(best, aside)

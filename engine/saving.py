@@ -31,7 +31,7 @@ class Saver:
 
     Attributes:
         writer: what is being written.
-        saved_step: the step of the newest checkpoint, the same on every process.
+        saved_step: the step of the newest checkpoint in this folder, the same on every process.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class Saver:
         """
         progress = state.progress
         values = progress.to_checkpoint(self.options, self.identity) | {"data": self.digests}
+        self.writer.join()  # before the copy, so that there is only one
         header, copy = about.to_header(), on_host(best)
         saved = self.saved_step == progress.step
 

@@ -124,9 +124,11 @@ MPICH = {"PMI_RANK": "0", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0", "MPI_LOCALNRA
     ],
     ids=["slurm", "openmpi", "mpich"],
 )
-def test_tasks_without_a_launcher_join(tasks: dict, expected: tuple) -> None:
+def test_tasks_without_a_launcher_join(tasks: dict, expected: tuple, capsys) -> None:
     environment = dict(tasks)
     join_tasks(environment)
+    said = f"Task 0 of {expected[1]}, " in capsys.readouterr().out
+    assert said == (expected[0] == "0")
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
     assert tuple(environment[name] for name in names) == expected
     assert 20000 <= int(environment["MASTER_PORT"]) < 40000

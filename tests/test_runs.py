@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
@@ -17,17 +17,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data.decode import SampleError
 from data.stream import SampleStream
+from engine import evaluation, saving
 from engine import report as report_module
-from engine import saving
 from engine.background import BackgroundWriter
-from engine.checkpoint import MANIFEST, load_checkpoint
-from engine.fingerprint import differences, read_record, record_of, to_bytes
+from engine.checkpoint import MANIFEST, load_checkpoint, save_state
+from engine.fingerprint import (
+    Sample,
+    contents_of,
+    differences,
+    read_record,
+    record_of,
+    to_bytes,
+    with_contents_of,
+)
 from engine.report import sort_before_now
-from engine.run_folder import RunFolder, make_default_path, refuse_other_run
+from engine.run_folder import RunFolder, make_default_path, read_best, refuse_other_run
 from engine.state import on_host
 from engine.stop import StopRequest
 from errors import UserError
@@ -196,16 +204,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_the_best_weights_say_whose_they_are(finished: Run, tmp_path: Path) -> None:
     best = finished.summary["metrics"]["best"]
-    with safe_open(finished.path / "best.safetensors", "pt") as file:
-        assert file.metadata()["step"] == str(best["step"])
-        assert json.loads(file.metadata()["metrics"]) == best
+    assert read_best(finished.path / "best.safetensors") == best
     # Killed after the weights were written and before the checkpoint was.
     path = shutil.copytree(finished.path, tmp_path / "run")
     edit_state(path / "checkpoints" / "step_00000008", best={"step": 1, "top1": -1.0})
     again = train_here(SCRIPT, path, **LONG | {"max_steps": 10}, resume="auto")
     stated = again.summary["metrics"]["best"]
-    with safe_open(path / "best.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["metrics"]) == stated
+    assert read_best(path / "best.safetensors") == stated
     assert stated["top1"] >= best["top1"]
 
 
@@ -235,6 +240,59 @@ def test_a_bad_training_file_leaves_a_checkpoint_of_the_step_before(
     first = [key.index for key in map(SampleStream(6, 0).__getitem__, range(6))].index(5) // accum
     assert first > 0 and run.checkpoints == [f"step_{first:08d}"]
     assert [line["step"] for line in run.steps] == list(range(1, first + 1))
+
+
+def test_a_file_that_goes_bad_under_precise_bn_leaves_a_checkpoint(
+    flowers: Path, tmp_path: Path, monkeypatch
+) -> None:
+    loader = evaluation.precise_loader
+
+    class GoesBad:
+        def __init__(self, *args: object) -> None:
+            self.loader, self.rounds = loader(*args), 0
+
+        def __iter__(self) -> Iterator:
+            self.rounds += 1
+            yield next(iter(self.loader))
+            if self.rounds == 2:
+                raise SampleError("x.png is no picture")
+            yield next(iter(self.loader))
+
+    monkeypatch.setattr(evaluation, "precise_loader", GoesBad)
+    with pytest.raises(UserError, match="no picture"):
+        on(flowers, tmp_path / "run", precise_bn=2, max_steps=12, checkpoint_every=12)
+    # Of the first evaluation and of the one that failed.
+    assert Run(tmp_path / "run", 0).checkpoints == ["step_00000004", "step_00000008"]
+    monkeypatch.undo()
+    run = on(flowers, tmp_path / "run", precise_bn=2, max_steps=12, resume="auto")
+    assert len(run.evals) == 3
+
+
+def test_an_unevaluated_checkpoint_is_continued_in_a_new_folder(
+    flowers: Path, tmp_path: Path
+) -> None:
+    bad = flowers / "val" / "rose" / "0.png"
+    good = bad.read_bytes()
+    bad.write_bytes(b"no picture".ljust(len(good)))
+    with pytest.raises(UserError, match=r"rose/0\.png"):
+        on(flowers, tmp_path / "run", checkpoint_every=8)
+    begun = str(tmp_path / "run" / "checkpoints" / "step_00000004")
+    # The evaluation that is made up for fails too: the new folder can be continued by itself.
+    with pytest.raises(UserError, match=r"rose/0\.png"):
+        on(flowers, tmp_path / "new", checkpoint_every=8, resume=begun)
+    assert Run(tmp_path / "new", 0).checkpoints == ["step_00000004"]
+    bad.write_bytes(good)
+    for name, resume in {"new": "auto", "newer": begun}.items():
+        run = on(flowers, tmp_path / name, checkpoint_every=8, resume=resume)
+        assert len(run.evals) == 2 and run.checkpoints == ["step_00000004", "step_00000008"]
+        state = load_checkpoint(tmp_path / name / "checkpoints" / "step_00000004").state
+        assert state["evaluated_step"] == 4 and state["best"]["step"] == 4
+
+
+def test_a_state_without_its_checkpoint_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="step_00000003 could not be written"):
+        save_state(tmp_path, {"step": 3})
+    assert not list(tmp_path.iterdir())
 
 
 # Other data
@@ -278,7 +336,7 @@ def test_other_data_are_refused_by_name(flowers, tmp_path, change, words, capsys
     assert "From step 4 on it is the data of now." in out and words[0] in out
     aside = (run.path / "best_before_step_4.safetensors").exists()
     assert aside == (change is change_validation)
-    assert run.summary["metrics"]["best"]["step"] in ([8] if aside else [4, 8])
+    assert len(run.evals) == 2
     # The new data are now the run's.
     on(flowers, run.path, resume="auto", max_steps=10)
 
@@ -294,6 +352,15 @@ def test_the_same_data_elsewhere_are_the_same(flowers: Path, tmp_path: Path) -> 
     assert len(on(moved, run.path, resume="auto").steps) == 8
 
 
+def test_a_finished_run_is_evaluated_on_other_validation_data(flowers, tmp_path) -> None:
+    run = on(flowers, tmp_path / "run")
+    change_validation(flowers)
+    run = on(flowers, run.path, resume="auto", allow_changed_data=True)
+    assert run.summary["metrics"]["best"] == {"step": 8, **run.summary["metrics"]["last"]}
+    assert [line["step"] for line in run.lines if "eval" in line] == [4, 8]
+    assert read_best(run.path / "best.safetensors") == run.summary["metrics"]["best"]
+
+
 def test_contents_are_compared_on_request(flowers: Path, tmp_path: Path) -> None:
     run = on(flowers, tmp_path / "run", max_steps=4, compare_contents=True)
     path = flowers / "train/rose/1.png"
@@ -301,13 +368,47 @@ def test_contents_are_compared_on_request(flowers: Path, tmp_path: Path) -> None
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match=r"of other contents: train/rose/1\.png"):
         on(flowers, run.path, resume="auto", compare_contents=True)
-    on(flowers, run.path, resume="auto")
+    # Not read now, they are still what the run began with.
+    on(flowers, run.path, resume="auto", max_steps=6)
+    with pytest.raises(UserError, match=r"of other contents: train/rose/1\.png"):
+        on(flowers, run.path, resume="auto", compare_contents=True)
+
+
+def test_contents_that_cannot_be_compared_are_no_secret(flowers, tmp_path, capsys) -> None:
+    run = on(flowers, tmp_path / "run", max_steps=4)
+    on(flowers, run.path, resume="auto", max_steps=6, compare_contents=True)
+    assert "in the files of 10 samples can't be compared" in capsys.readouterr().out
+    on(flowers, run.path, resume="auto", max_steps=6, compare_contents=True)
+    assert "compared" not in capsys.readouterr().out
+    (run.path / "data.tsv").unlink()
+    on(flowers, run.path, resume="auto", compare_contents=True)
+    assert "can't be compared without the data.tsv" in capsys.readouterr().out
+
+
+def test_the_processes_share_out_the_files_to_read(tmp_path: Path) -> None:
+    names = [str(tmp_path / f"{number}.png") for number in range(7)]
+    for number, name in enumerate(names):
+        picture(Path(name), seed=number)
+    split = rows(names, [0] * 7, ["x"])
+    whole = contents_of(split, 0, 1)
+    assert len(set(whole)) == 7
+    assert [digest for part in range(3) for digest in contents_of(split, part, 3)] == whole
+
+
+def test_what_is_known_of_contents_is_kept_for_what_has_not_changed() -> None:
+    before = [Sample("a", "1", "x", "A"), Sample("a", "1", "x", "B"), Sample("b", "2", "x", "C")]
+    now = [sample._replace(contents="") for sample in before]
+    assert with_contents_of(before, now) == before
+    changed = [now[0], now[1], now[2]._replace(size="3"), Sample("c", "1", "x", "")]
+    assert with_contents_of(before, changed) == [*before[:2], *changed[2:]]
+    read = [sample._replace(contents="new") for sample in before]
+    assert with_contents_of(before, read) == read
 
 
 def test_a_record_tells_labels_and_order(tmp_path: Path) -> None:
     names = ["a.png", "b.png", "c.png"]
-    before = record_of(rows(names, [0, 1, 0], ["x", "y"]), None, contents=False)
-    labelled = record_of(rows(names, [0, 1, 1], ["x", "y"]), None, contents=False)
+    before = record_of(rows(names, [0, 1, 0], ["x", "y"]), None)
+    labelled = record_of(rows(names, [0, 1, 1], ["x", "y"]), None)
     assert differences(before, labelled) == ["labelled or annotated otherwise: c.png"]
     assert differences(before, before[::-1]) == ["the same samples in another order"]
     assert differences(before, before) == []
@@ -322,7 +423,7 @@ def test_a_record_tells_nested_annotations() -> None:
         datasets.Dataset.from_dict({"objects": [{"bbox": b, "name": ["a"] * len(b)} for b in all_]})
         for all_ in (boxes, boxes, [boxes[0][::-1], []], [boxes[0], [[0.0, 0, 0, 0]]])
     ]
-    first, same, swapped, more = (record_of(data, None, contents=False) for data in made)
+    first, same, swapped, more = (record_of(data, None) for data in made)
     assert first == same
     assert first[0].labels != swapped[0].labels and first[1] == swapped[1]
     assert first[0] == more[0] and first[1].labels != more[1].labels
@@ -406,6 +507,23 @@ def test_a_full_disk_ends_the_run_at_the_next_step(train, monkeypatch) -> None:
     monkeypatch.setattr(saving, "save_checkpoint", full)
     with pytest.raises(UserError, match="no room"):
         train("run", **LONG)
+
+
+def test_no_two_copies_are_in_host_memory(train, monkeypatch) -> None:
+    save, writing = saving.save_checkpoint, []
+
+    def slowly(*args: object) -> None:
+        time.sleep(0.5)
+        save(*args)
+
+    def copy(value: object) -> object:
+        writing.append(any(thread.name == "writer" for thread in threading.enumerate()))
+        return on_host(value)
+
+    monkeypatch.setattr(saving, "save_checkpoint", slowly)
+    monkeypatch.setattr(saving, "on_host", copy)
+    train("run", **LONG)
+    assert writing == [False, False]
 
 
 def test_a_copy_in_host_memory_shares_nothing() -> None:
