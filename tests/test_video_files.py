@@ -236,6 +236,15 @@ def test_lists_of_paths_and_labels(tmp_path, line, labels):
         assert not data.notes and data.classes == names
     assert labels_by_name(data, data.train) == {"a": "walk", "b c": "run"}
     assert labels_by_name(data, data.val) == {"d": "run"}
+    if labels == "numbers":
+        (tmp_path / "classes.txt").write_text("1 walk\n2 run\n")
+        assert "have the class 0" in refused("list", tmp_path)
+        lines = [line.format(path, n + 1) for path, n in pairs]  # numbers as the names have them
+        (tmp_path / "x_train_list_videos.txt").write_text("\n".join(lines[:2]))
+        (tmp_path / "x_val_list_videos.txt").write_text(lines[2])
+        data = load("list", tmp_path)
+        assert data.classes == names
+        assert labels_by_name(data, data.train) == {"a": "walk", "b c": "run"}
 
 
 def test_lists_of_folders_of_frames_with_their_numbers(tmp_path):

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from data.faults import Faults
 from data.folders import data_root
+from data.numbers import whole
 from data.paths import relative
 from data.textfiles import read_text
 from errors import UserError
-from tasks.detection.formats.reading import given_class_names, whole
+from tasks.detection.formats.reading import given_class_names
 from tasks.detection.formats.splits import Place, divide, find_splits
 from tasks.detection.formats.yolo_files import (
     EXPECTED,
@@ -115,7 +116,7 @@ def _unlabelled_note(root: Path, entries: Sequence[_Image]) -> tuple[str, ...]:
 def _classes(
     options: DetectionOptions, root: Path, description: Description, lines: Sequence[Line]
 ) -> tuple[list[str], tuple[str, ...]]:
-    classes = given_class_names(options) or class_names(root, description)
+    classes = given_class_names(options, numbered=True) or class_names(root, description)
     if classes:
         return classes, ()
     highest = max((category for category, _ in lines), default=0)

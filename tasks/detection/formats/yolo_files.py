@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.class_files import read_class_file
+from data.class_files import read_numbered_names
 from data.faults import Faults
 from data.folders import TRAIN, VAL, entries, image_files, named, split_folder
+from data.numbers import whole
 from data.paths import resolve
 from data.textfiles import read_text, read_yaml
 from errors import UserError
-from tasks.detection.formats.reading import whole
 from tasks.detection.formats.splits import Place, unused_note
 
 EXPECTED = "images/{train,val} and labels/{train,val}, or {train,val}/images and .../labels"
@@ -58,7 +58,7 @@ def read_description(root: Path) -> Description:
         listed = resolve(names, [root])
         if listed is None:
             raise UserError(f"{file} names {names}, which is not there: restore it.")
-        names = read_class_file(listed)[0]
+        names = read_numbered_names(listed)
     names = [] if _is_empty(names) else _named(file, names)
     count = content.get("nc", content.get("classes"))
     if names and isinstance(count, str) and count.strip().isdecimal() and int(count) != len(names):
@@ -164,7 +164,7 @@ def class_names(root: Path, description: Description) -> list[str]:
     if description.names:
         return description.names
     file = next((f for name in NAME_FILES if (f := root / name).is_file()), None)
-    return _unique(file, read_class_file(file)[0]) if file else []
+    return _unique(file, read_numbered_names(file)) if file else []
 
 
 def find_images(
