@@ -691,6 +691,26 @@ def test_labelme(tmp_path, beside):
     assert len(load("labelme", str(tmp_path), skip_unlabelled=True).train) == 1
 
 
+def test_labelme_files_are_those_of_their_own_images(tmp_path):
+    root = make_labelme(tmp_path)
+    save_image(root / "train/b/001.jpg")
+    write(root / "train/b/001.json", (root / "train/a.json").read_text())
+    write(root / "train/gone.json", (root / "train/a.json").read_text())
+    write(root / "train/readme.txt", "x")
+    data = load("labelme", str(root))
+    assert "1 JSON file has no image" in said(data) and "gone.json" in said(data)
+    assert "readme.txt" in said(data) and len(data.train) == 2
+    save_image(root / "train/c/001.jpg")
+    assert "There is no" in refused("labelme", root) and "c/001.json" in refused("labelme", root)
+    data = load("labelme", str(root), skip_unlabelled=True)
+    assert paths_of(data.train) == ["a.jpg", "001.jpg"] and len(data.train) == 2
+    (root / "train/b/001.json").rename(root / "train/001.json")
+    assert "001.json may be of" in refused("labelme", root)
+    save_image(root / "train/a.png")
+    write(root / "train/b/001.json", (root / "train/a.json").read_text())
+    assert "there are 2 images and 1 JSON files" in refused("labelme", root)
+
+
 def test_labelme_groups_and_what_is_ignored(tmp_path):
     square = [[0, 0], [4, 0], [4, 4], [0, 4]]
     moved = [[[x + shift, y] for x, y in square] for shift in (0, 10, 20)]
