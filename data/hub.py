@@ -50,7 +50,7 @@ def hub_name(dataset: str) -> str:
 
 
 def open_hub(
-    options: SourceOptions, *columns: str
+    options: SourceOptions, *columns: str, label_column: str | None = None
 ) -> tuple[datasets.Dataset, datasets.Dataset, tuple[str, ...]]:
     """The training and validation split of a Hugging Face data set, and notes for the user.
 
@@ -59,6 +59,7 @@ def open_hub(
             local path of what ``save_to_disk`` wrote or of anything that ``load_dataset`` reads;
             and what is held out where there is no split for validation.
         columns: that may hold the samples' files, whose names say which are held out.
+        label_column: holds the class of each sample, if there is one.
 
     Raises:
         UserError: it can't be loaded, or has no split for training.
@@ -79,7 +80,10 @@ def open_hub(
             raise UserError(f"The split {split} of {name} is empty: choose another data set.")
     if not holds_out:
         return train, splits[val_name], stand_in_note(name, val_name)
-    out = held_out(_names(train, name, columns), options, name)
+    labels = None
+    if isinstance(train.features.get(label_column), datasets.Value | datasets.ClassLabel):
+        labels = train[label_column][:]
+    out = held_out(_names(train, name, columns), options, name, labels)
     note = holdout_note(options, name, int(out.sum()), len(train))
     return train.select(np.flatnonzero(~out)), train.select(np.flatnonzero(out)), note
 

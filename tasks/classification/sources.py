@@ -63,7 +63,7 @@ def _shapes(
 
 def load_hub(options: SourceOptions, faults: Faults) -> ClassificationData:
     """A data set of the Hugging Face hub, or a local copy of one."""
-    *splits, notes = open_hub(options, options.image_column)
+    *splits, notes = open_hub(options, options.image_column, label_column=options.label_column)
     name, label_column = hub_name(options.dataset), options.label_column
     image_column = options.image_column
     for split in splits:

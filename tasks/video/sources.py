@@ -125,7 +125,7 @@ def _table(root: Path, names: tuple[str, ...]) -> Path | None:
 
 def load_hub(options: VideoOptions, faults: Faults) -> VideoData:
     """A data set of the Hugging Face hub, or a local copy of one."""
-    *splits, notes = open_hub(options, options.video_column)
+    *splits, notes = open_hub(options, options.video_column, label_column=options.label_column)
     name, label_column = hub_name(options.dataset), options.label_column
     video_column = options.video_column
     for rows in splits:
