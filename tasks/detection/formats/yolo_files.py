@@ -30,6 +30,7 @@ class Description:
         base: the folder to which the places are relative, beside the data folder.
         places: paths of a split's folders, or of lists of images, by the names of splits.
         names: of the classes, or none.
+        listed: the file that lists the names; None where the description itself does.
         keypoints: numbers of keypoints that follow each box.
     """
 
@@ -37,6 +38,7 @@ class Description:
     base: str = ""
     places: dict[str, list[str]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    listed: Path | None = None
     keypoints: int = 0
 
 
@@ -53,7 +55,7 @@ def read_description(root: Path) -> Description:
     if not isinstance(content, dict):
         raise UserError(f"{file} must name the splits and the classes (train, val, names).")
     places = {split: _places(file, split, content.get(split)) for split in (*TRAIN, *VAL)}
-    names = content.get("names")
+    names, listed = content.get("names"), None
     if isinstance(names, str) and file.suffix == ".data":
         listed = resolve(names, [root])
         if listed is None:
@@ -71,6 +73,7 @@ def read_description(root: Path) -> Description:
         base=base if isinstance(base, str) and not _is_empty(base) else "",
         places=places,
         names=_unique(file, names),
+        listed=listed,
         keypoints=_keypoints(file, content.get("kpt_shape")),
     )
 
@@ -167,6 +170,23 @@ def class_names(root: Path, description: Description) -> list[str]:
     return _unique(file, read_numbered_names(file)) if file else []
 
 
+def reaches_outside(root: Path) -> bool:
+    """Whether the description names lists, folders or a file of names that aren't below ``root``.
+
+    Raises:
+        UserError: see ``read_description``.
+    """
+    description = read_description(root)
+    places = [place for split in description.places.values() for place in split]
+    named = [description.listed, *(_resolve(root, description, place) for place in places)]
+    root = root.resolve()
+    return any(path and not path.resolve().is_relative_to(root) for path in named)
+
+
+def _resolve(root: Path, description: Description, place: str) -> Path | None:
+    return resolve(place, (root / description.base, root))
+
+
 def find_images(
     root: Path, description: Description, split_names: Sequence[str], *, faults: Faults
 ) -> Place | None:
@@ -177,8 +197,8 @@ def find_images(
     """
     described = next((name for name in split_names if description.places.get(name)), None)
     if described:
-        bases = (root / description.base, root)
-        found = [(place, resolve(place, bases)) for place in description.places[described]]
+        places = description.places[described]
+        found = [(place, _resolve(root, description, place)) for place in places]
         gone = next((place for place, path in found if path is None), None)
         if gone is not None:
             raise UserError(
