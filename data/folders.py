@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -252,16 +252,6 @@ def _is_utf8(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def image_files(folder: Path, faults: Faults | None = None) -> Iterator[tuple[str, Path]]:
-    """Every image file below a folder, sorted; see ``find_files``.
-
-    Yields:
-        (its path relative to the folder, without the suffix; the file).
-    """
-    for path in find_files(folder, faults).files:
-        yield stem_below(folder, path), path
 
 
 def stem_below(folder: Path, path: Path) -> str:

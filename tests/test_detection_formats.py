@@ -80,6 +80,30 @@ def make_yolo(
     return root
 
 
+@pytest.mark.parametrize("source", ["yolo", "voc", "voc lists"])
+def test_other_files_beside_images_are_named_and_none_has_two_images(tmp_path, source):
+    if source == "yolo":
+        root, folder = make_yolo(tmp_path), tmp_path / "images/train"
+    elif source == "voc lists":
+        root = Path(make_voc(tmp_path, voc_object()))
+        folder = next(path for path in tmp_path.rglob("JPEGImages"))
+    else:
+        root, folder = tmp_path, tmp_path / "train"
+        for split in ("train", "val"):
+            save_image(tmp_path / split / "a.jpg")
+            xml = f"<annotation>{voc_object()}</annotation>"
+            write(tmp_path / split / "a.xml", xml)
+    write(folder / "b.heic2", "x")
+    name = source.split()[0]
+    assert "1 file is left out" in said(load(name, str(root))) and "b.heic2" in said(
+        load(name, str(root))
+    )
+    image = next(path for path in sorted(folder.iterdir()) if path.suffix == ".jpg")
+    save_image(image.with_suffix(".png"))
+    words = "which may be" if source == "voc lists" else "have the same file"
+    assert words in refused(name, root)
+
+
 KEYPOINTS = "0 .5 .5 .2 .4 .4 .4 2 .6 .4 1 .5 .5 0 .5 .6 2\n"  # four of three numbers
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.faults import Faults
-from data.folders import IMAGE_SUFFIXES, data_root, find_files, left_out_note, split_folder
+from data.folders import IMAGE_SUFFIXES, data_root, find_files, split_folder
 from data.textfiles import read_json
 from errors import UserError
 from tasks.detection.formats.reading import MALFORMED, given_class_names, pixels, reason, text
-from tasks.detection.formats.splits import Place, divide, find_splits, unused_note
+from tasks.detection.formats.splits import Place, divide, find_splits, left_out_notes, unused_note
 from tasks.detection.make_rows import make_data
 from tasks.detection.options import DetectionOptions
 from tasks.detection.rows import Annotated, DetectionData
@@ -66,7 +66,8 @@ def load_labelme(options: DetectionOptions, faults: Faults) -> DetectionData:
         return _read(place.found[0], options.skip_unlabelled, faults)
 
     parsed, notes = divide(options, root, splits, read, lambda entry: entry.image)
-    notes += tuple(note for place in splits[:2] if place for note in place.found[1])
+    unused = [file for place in splits[:2] if place for file in place.found[1]]
+    notes += left_out_notes(root, splits) + unused_note(unused, "JSON file")
     entries = [entry for split in parsed for entry in split]
     found = sorted({name for entry in entries for name, _ in entry.objects} - {IGNORED})
     classes = given_class_names(options) or found
@@ -87,7 +88,7 @@ def load_labelme(options: DetectionOptions, faults: Faults) -> DetectionData:
 
 
 def _find(folder: Path | None, faults: Faults, name: str | None = None) -> Place | None:
-    """The images of a folder, each with its labelme file, and notes on what is left out."""
+    """The images of a folder, each with its labelme file, and the other JSON files."""
     if folder is None:
         return None
     found = find_files(folder, faults, {*IMAGE_SUFFIXES, ".json"})
@@ -97,9 +98,9 @@ def _find(folder: Path | None, faults: Faults, name: str | None = None) -> Place
     if not any(file for _, file, _ in pairs):
         return None
     used = {file for _, file, _ in pairs}
-    notes = left_out_note(folder, found.left_out, "images or JSON files")
-    notes += unused_note([file for file in files if file not in used], "JSON file")
-    return Place(folder.name.lower() if name is None else name, (pairs, notes))
+    unused = [file for file in files if file not in used]
+    split = folder.name.lower() if name is None else name
+    return Place(split, (pairs, unused), found.left_out)
 
 
 def _pairs(images: Sequence[Path], files: Sequence[Path]) -> list[_Pair]:

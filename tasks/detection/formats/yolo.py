@@ -13,7 +13,7 @@ from data.paths import relative
 from data.textfiles import read_text
 from errors import UserError
 from tasks.detection.formats.reading import given_class_names
-from tasks.detection.formats.splits import Place, divide, find_splits
+from tasks.detection.formats.splits import Place, divide, find_splits, left_out_notes, refuse_shared
 from tasks.detection.formats.yolo_files import (
     EXPECTED,
     Description,
@@ -66,6 +66,7 @@ def load_yolo(options: DetectionOptions, faults: Faults) -> DetectionData:
     )
 
     def read(place: Place) -> list[_Image]:
+        refuse_shared([(image, label_file(root, image)) for image in place.found], faults)
         return _read(root, place, description.keypoints, faults)
 
     parsed, notes = divide(options, root, splits, read, lambda entry: entry.image)
@@ -77,6 +78,7 @@ def load_yolo(options: DetectionOptions, faults: Faults) -> DetectionData:
         _refuse_keypoints(root, lines)
     if not options.skip_unlabelled:
         more += _unlabelled_note(root, [entry for split in parsed for entry in split])
+    more += left_out_notes(root, splits)
     more += unused_labels_note(root, [entry.file for split in parsed for entry in split])
     annotated = [_annotated(split, classes, faults) for split in parsed]
     return make_data(options, annotated, classes, faults, [*notes, *more])

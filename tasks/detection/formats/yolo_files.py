@@ -7,7 +7,7 @@ from typing import Any
 
 from data.class_files import read_numbered_names
 from data.faults import Faults
-from data.folders import TRAIN, VAL, entries, image_files, named, split_folder
+from data.folders import TRAIN, VAL, Found, entries, find_files, named, split_folder
 from data.numbers import whole
 from data.paths import resolve
 from data.textfiles import read_text, read_yaml
@@ -18,6 +18,7 @@ EXPECTED = "images/{train,val} and labels/{train,val}, or {train,val}/images and
 NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
 DESCRIPTIONS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml", "obj.data")
 EMPTY = ("", "~", "null", "none")  # what a text file of options holds where there is nothing
+OWN = (".txt", ".yaml", ".yml", ".data", ".names")  # of labels, lists and descriptions
 MOST_NAMES = 10_000
 
 
@@ -205,10 +206,10 @@ def find_images(
                 f"{description.file} names {gone}, which is not there: restore it, or correct the "
                 "path."
             )
-        return Place(described, _images(root, described, [path for _, path in found], faults))
+        return _images(root, described, [path for _, path in found], faults)
     for place in _usual(root, split_names):
         name = next(n for n in split_names if n in (place.stem.lower(), place.parent.name.lower()))
-        return Place(name, _images(root, name, [place], faults))
+        return _images(root, name, [place], faults)
     return None
 
 
@@ -227,23 +228,26 @@ def _usual(root: Path, split_names: Sequence[str]) -> list[Path]:
 def find_all(root: Path, faults: Faults) -> Place | None:
     """All images of the data folder, from its list or from its folders."""
     place = named(root, ["train.txt"]) or named(root, ["images"]) or root
-    images = _images_of(root, place, faults)
-    return Place("", images) if images else None
+    found = _images_of(root, place, faults)
+    return Place("", *found) if found.files else None
 
 
-def _images(root: Path, split: str, places: Sequence[Path], faults: Faults) -> list[Path]:
-    images = [image for place in places for image in _images_of(root, place, faults)]
+def _images(root: Path, split: str, places: Sequence[Path], faults: Faults) -> Place:
+    all_found = [_images_of(root, place, faults) for place in places]
+    images = [image for found in all_found for image in found.files]
     if not images:
         where = ", ".join(map(str, places))
         raise UserError(
             f"There are no images of the split {split} in {where}: it must hold {EXPECTED}."
         )
-    return images
+    return Place(split, images, [path for found in all_found for path in found.left_out])
 
 
-def _images_of(root: Path, place: Path, faults: Faults) -> list[Path]:
+def _images_of(root: Path, place: Path, faults: Faults) -> Found:
+    """The images of a folder or list, and the files of a folder that are not of the format."""
     if place.is_dir():
-        return [image for _, image in image_files(place, faults)]
+        found = find_files(place, faults)
+        return Found(found.files, [f for f in found.left_out if f.suffix.lower() not in OWN])
     lines = [line.strip() for line in read_text(place).splitlines() if line.strip()]
     bases = (root, place.parent)
     images = []
@@ -254,7 +258,7 @@ def _images_of(root: Path, place: Path, faults: Faults) -> list[Path]:
             faults.add(place, sentence)
         else:
             images.append(image)
-    return images
+    return Found(images, [])
 
 
 def label_file(root: Path, image: Path) -> Path:
