@@ -177,7 +177,7 @@ def classes_of(rows: datasets.Dataset, name: str, label_column: str) -> list[str
             f"The column {label_column} of {name} holds no labels but {kind or feature}: choose "
             "another with --label_column."
         )
-    values = {whole(value) for value in rows[label_column][:] if value is not None}
+    values = {_label(value) for value in rows[label_column][:] if value is not None}
     if "string" in kind:
         return sorted(values, key=by_number)
     wrong = next((v for v in values if isinstance(v, float) or v < 0), None)
@@ -195,18 +195,25 @@ def classes_of(rows: datasets.Dataset, name: str, label_column: str) -> list[str
     )
 
 
-def whole(label: Any) -> Any:
+def _label(label: Any) -> Any:
     """A label; a whole number in any notation is one label: 3.0 is 3, and "3.0" is "3"."""
     if isinstance(label, float) and label.is_integer():
         return int(label)
     return label_text(label) if isinstance(label, str) else label
 
 
-def labelled_only(rows: datasets.Dataset, label_column: str) -> datasets.Dataset:
-    """The rows that have a label: neither None nor -1, which stands for none."""
-    labels = rows[label_column][:]
-    there = [n for n, label in enumerate(labels) if label is not None and whole(label) != -1]
-    return rows if len(there) == len(rows) else rows.select(there)
+def labelled_only(
+    splits: Sequence[datasets.Dataset], name: str, label_column: str
+) -> tuple[list[datasets.Dataset], tuple[str, ...]]:
+    """The rows that have a label, neither None nor -1, which stands for none; and a note."""
+    kept = []
+    for rows in splits:
+        labels = rows[label_column][:]
+        there = [n for n, value in enumerate(labels) if value is not None and _label(value) != -1]
+        kept.append(rows if len(there) == len(rows) else rows.select(there))
+    left_out = sum(map(len, splits)) - sum(map(len, kept))
+    note = f"{name}: {left_out} samples without a label are left out."
+    return kept, (note,) if left_out else ()
 
 
 def class_ids(
@@ -220,7 +227,7 @@ def class_ids(
     feature = rows.features[label_column]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else classes
     numbers = {label: number for number, label in enumerate(classes)}
-    labels = [whole(label) for label in rows[label_column][:]]
+    labels = [_label(label) for label in rows[label_column][:]]
     ids = []
     for sample, label in enumerate(labels):
         named = names[label] if isinstance(label, int) and 0 <= label < len(names) else label
