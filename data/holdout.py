@@ -115,7 +115,9 @@ def held_out(
     else:
         out = hashes < np.uint64(int((options.val_share or DEFAULT_SHARE) * 2**64))
         members: dict[Hashable, list[int]] = {}
-        for sample, label in enumerate(labels or [None] * len(names)):
+        if labels is None or len(set(labels)) == len(labels):  # as many classes as samples are none
+            labels = [None] * len(names)
+        for sample, label in enumerate(labels):
             members.setdefault(label, []).append(sample)
         classes = members.values()
         # Whole originals change sides, also where they are of several classes.
