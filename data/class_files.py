@@ -6,19 +6,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.masks import Color
+from data.numbers import whole
 from data.textfiles import read_json, read_text, read_yaml
 from errors import UserError
 
 MOST_CLASSES = 10_000  # a higher number is a mistake
 GAP = "void"  # the name of a number that the file leaves out: no class
 
-# The words of a first line that names columns.
-COLUMNS = {
-    *("name", "names", "class", "classes", "class name", "class_name", "label", "labels"),
-    *("category", "id", "index", "class id", "class_id", "value", "pixel value", "pixel_value"),
-    *("r", "g", "b", "red", "green", "blue", "color", "colour", "rgb", "hex", "color_rgb"),
-    *("parts", "actions"),
-}
+# The words of a first line that names columns: those of names, one of which there must be, of
+# numbers, and of colours.
+NAMES = {"name", "names", "class", "classes", "class name", "class_name"}
+NAMES_OR_CLASSES = {"label", "labels", "category", "categories"}  # alone, they may be either
+NUMBERS = {"id", "index", "class id", "class_id", "value", "pixel value", "pixel_value"}
+COLORS = {"color", "colour", "rgb", "hex", "color_rgb"}
+TRIPLES = ({"r", "g", "b"}, {"red", "green", "blue"})
+COLUMNS = {*NAMES, *NAMES_OR_CLASSES, *NUMBERS, *COLORS, *TRIPLES[0], *TRIPLES[1]}
+COLUMNS |= {"parts", "actions"}
 
 
 class _Line(NamedTuple):
@@ -47,6 +50,40 @@ def read_class_file(path: Path) -> tuple[list[str], list[Color | None] | None]:
     Raises:
         UserError: the file is missing or has another form; the message shows the line.
     """
+    lines = _read(path)
+    gap = _Line(None, GAP, None, False)
+    filled = [lines.get(number, gap) for number in range(max(lines) + 1)]
+    colors = [line.color for line in filled]
+    return [line.name for line in filled], colors if any(colors) else None
+
+
+def read_class_names(path: Path) -> dict[int, str]:
+    """The names that a class file gives, by number, in order; see ``read_class_file``.
+
+    Raises:
+        UserError: the file is missing or has another form; the message shows the line.
+    """
+    return {number: line.name for number, line in _read(path).items()}
+
+
+def read_numbered_names(path: Path) -> list[str]:
+    """The names that a class file gives to the numbers 0..n-1, for data that refer to numbers.
+
+    Raises:
+        UserError: a number is left out, as where they begin at 1; or see ``read_class_file``.
+    """
+    names = read_class_names(path)
+    missing = next((number for number in range(len(names)) if number not in names), None)
+    if missing is not None:
+        raise UserError(
+            f"{path} names the classes {', '.join(map(str, list(names)[:3]))}, ... but not "
+            f"{missing}: number them from 0, as the data do, and leave none out."
+        )
+    return list(names.values())
+
+
+def _read(path: Path) -> dict[int, _Line]:
+    """The classes of a file by number, in order."""
     if not path.is_file():
         raise UserError(f"There is no class file {path}: write one class name per line into it.")
     suffix = path.suffix.lower()
@@ -59,14 +96,18 @@ def read_class_file(path: Path) -> tuple[list[str], list[Color | None] | None]:
         raise UserError(f"The class file {path} is empty: write one class name per line into it.")
     if len({line.color is None for line in lines}) != 1:
         raise UserError(f"{path} must give a colour (r g b) to every class or to none.")
-    if lines[0].number is not None:
-        lines = _by_number(path, lines)
-    names = [line.name for line in lines]
-    colors = [line.color for line in lines]
-    return names, colors if any(colors) else None
+    numbers = [line.number for line in lines]
+    if None not in numbers:
+        return _by_number(path, lines)
+    if any(number is not None for number in numbers):
+        name = lines[numbers.index(None)].name
+        raise UserError(
+            f"{path} must give a number to every class or to none, and {name} has none."
+        )
+    return dict(enumerate(lines))
 
 
-def _by_number(path: Path, lines: list[_Line]) -> list[_Line]:
+def _by_number(path: Path, lines: list[_Line]) -> dict[int, _Line]:
     numbered: dict[int, _Line] = {}
     for line in lines:
         if not 0 <= line.number < MOST_CLASSES:
@@ -80,8 +121,7 @@ def _by_number(path: Path, lines: list[_Line]) -> list[_Line]:
                 f"{line.name}: correct one."
             )
         numbered[line.number] = line
-    gap = _Line(None, GAP, None, False)
-    return [numbered.get(number, gap) for number in range(max(numbered) + 1)]
+    return dict(sorted(numbered.items()))
 
 
 def _lines(path: Path, text: str) -> list[_Line]:
@@ -91,6 +131,11 @@ def _lines(path: Path, text: str) -> list[_Line]:
         for place, line in enumerate(text.splitlines(), start=1)
         if line.strip() and not re.match(r"\s*#(?![0-9a-fA-F]{6}\b)", line)
     ]
+    if rows and rows[0][1].lower() in NAMES_OR_CLASSES:
+        raise UserError(
+            f"Line {rows[0][0]} of {path} is '{rows[0][1]}', which may be a heading or a class: "
+            'put a # in front of a heading; write classes as JSON, ["label", ...].'
+        )
     if rows and _is_header(rows[0][1]):
         rows = rows[1:]
     lines = []
@@ -112,9 +157,16 @@ def _lines(path: Path, text: str) -> list[_Line]:
 
 
 def _is_header(line: str) -> bool:
-    fields = [field.strip().lower() for field in re.split(r"[,;:\t]", line) if field.strip()]
-    words = fields if len(fields) > 1 else line.lower().split()
-    return all(field in COLUMNS for field in fields) or (len(words) > 1 and set(words) <= COLUMNS)
+    """Whether a line names columns: "name", or several of which one is of names.
+
+    Between blanks there must be a number or a whole colour, too: "red label" is a class.
+    """
+    fields = {field.strip().lower() for field in re.split(r"[,;:\t]", line) if field.strip()}
+    if len(fields) == 1 and not fields <= NAMES:
+        fields = set(line.lower().split())
+        if not (fields & (NUMBERS | COLORS) or any(triple <= fields for triple in TRIPLES)):
+            return False
+    return fields <= COLUMNS and bool(fields & (NAMES | NAMES_OR_CLASSES))
 
 
 def _line(row: str, numbered: bool = True) -> _Line:
@@ -173,7 +225,7 @@ def _entries(path: Path, content: Any) -> list[_Line]:
             pairs = list(content.items())
             if not all(_is_number(key) for key, _ in pairs):  # {name: number}
                 pairs = [(value, key) for key, value in pairs]
-            return [_Line(int(number), _name(name), None, True) for number, name in pairs]
+            return [_Line(whole(number), _name(name), None, True) for number, name in pairs]
         if not isinstance(content, list):
             raise ValueError(f"it is a {type(content).__name__}")
         return [_entry(entry) for entry in content]
@@ -204,4 +256,4 @@ def _entry(entry: Any) -> _Line:
     fields = [str(value) for value in color] if isinstance(color, list) else [str(color)]
     if color is not None and _color(fields) is None:
         raise ValueError(f"{color!s:.40} is no colour")
-    return _Line(None if number is None else int(number), _name(name), _color(fields), True)
+    return _Line(None if number is None else whole(number), _name(name), _color(fields), True)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from data.folders import PICTURE_FORMATS
+from data.folders import MOST_PIXELS, PICTURE_FORMATS
 from data.png import first_bad_chunk
 from errors import UserError
 
@@ -220,6 +220,11 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
             yield image
     except UserError:
         raise
+    except Image.DecompressionBombError:
+        raise SampleError(
+            f"{name} has more than {MOST_PIXELS:,} pixels, which is too many to read: cut "
+            "it into tiles."
+        ) from None
     except Exception as error:  # Pillow's decoders raise many types for broken files
         raise _undecodable(name, error) from None
 

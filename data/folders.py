@@ -1,8 +1,9 @@
 """Data sets in folders: finding the folder, its splits and its files."""
 
 import os
+import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,11 @@ from errors import UserError
 # What Pillow opens and no picture is to be read from: stubs that only know the header, and formats
 # for which it starts another program.
 NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+
+# Pillow refuses above twice this number, and warns above it: 13,400 x 13,400 pixels by itself.
+MOST_PIXELS = 2**30
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 Image.init()
 PICTURE_FORMATS = tuple(name for name in Image.ID if name not in NOT_PICTURES)
@@ -246,16 +252,6 @@ def _is_utf8(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def image_files(folder: Path, faults: Faults | None = None) -> Iterator[tuple[str, Path]]:
-    """Every image file below a folder, sorted; see ``find_files``.
-
-    Yields:
-        (its path relative to the folder, without the suffix; the file).
-    """
-    for path in find_files(folder, faults).files:
-        yield stem_below(folder, path), path
 
 
 def stem_below(folder: Path, path: Path) -> str:

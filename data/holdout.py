@@ -1,8 +1,10 @@
 """Validation samples held out of one folder, by the hash of their names.
 
-Which samples are held out is a function of each name alone, so adding files moves no other file to
-the other side, and it is the same on every machine. Names that show the same original, such as the
-frames of a video, are held out together: a network that has seen one of them knows the others.
+Which samples are held out is a function of each name alone, the same on every machine, so that
+adding files moves no other file to the other side. Only a class of which chance would hold out
+nothing, or everything, is an exception: one original of it changes sides, and may change back when
+files of the class are added. Names that show the same original, such as the frames of a video, are
+always held out together: a network that has seen one of them knows the others.
 """
 
 import hashlib
@@ -98,8 +100,9 @@ def held_out(
         names: paths of the samples below the data set, with slashes.
         options: val_share, fold and val_group.
         where: the data set, for the message.
-        labels: the class of each sample: of a class with two originals or more, one at least is
-            held out and one is not, unless a fold is asked for.
+        labels: the class of each sample: unless a fold is asked for, one original at least of each
+            class is for training, and of a class with two or more another is held out, unless
+            a class needs that for training.
 
     Raises:
         UserError: all samples are of one original, or so few that none or all would be held out.
@@ -112,11 +115,14 @@ def held_out(
     else:
         out = hashes < np.uint64(int((options.val_share or DEFAULT_SHARE) * 2**64))
         members: dict[Hashable, list[int]] = {}
-        for sample, label in enumerate(labels or [None] * len(names)):
+        if labels is None or len(set(labels)) == len(labels):  # as many classes as samples are none
+            labels = [None] * len(names)
+        for sample, label in enumerate(labels):
             members.setdefault(label, []).append(sample)
-        for samples in members.values():
-            own = hashes[samples]
-            out[samples] = (out[samples] | (own == own.min())) & (own != own.max())
+        classes = members.values()
+        # Whole originals change sides, also where they are of several classes.
+        out |= np.isin(hashes, [hashes[own].min() for own in classes if not out[own].any()])
+        out &= ~np.isin(hashes, [hashes[own].max() for own in classes if out[own].all()])
     if out.all() or not out.any():
         raise UserError(
             f"{where} has {len(names)} samples of {len(set(groups))} originals, of which "

@@ -50,7 +50,7 @@ def hub_name(dataset: str) -> str:
 
 
 def open_hub(
-    options: SourceOptions, *columns: str
+    options: SourceOptions, *columns: str, label_column: str | None = None
 ) -> tuple[datasets.Dataset, datasets.Dataset, tuple[str, ...]]:
     """The training and validation split of a Hugging Face data set, and notes for the user.
 
@@ -59,6 +59,7 @@ def open_hub(
             local path of what ``save_to_disk`` wrote or of anything that ``load_dataset`` reads;
             and what is held out where there is no split for validation.
         columns: that may hold the samples' files, whose names say which are held out.
+        label_column: holds the class of each sample, if there is one.
 
     Raises:
         UserError: it can't be loaded, or has no split for training.
@@ -79,7 +80,10 @@ def open_hub(
             raise UserError(f"The split {split} of {name} is empty: choose another data set.")
     if not holds_out:
         return train, splits[val_name], stand_in_note(name, val_name)
-    out = held_out(_names(train, name, columns), options, name)
+    labels = None
+    if isinstance(train.features.get(label_column), datasets.Value | datasets.ClassLabel):
+        labels = train[label_column][:]
+    out = held_out(_names(train, name, columns), options, name, labels)
     note = holdout_note(options, name, int(out.sum()), len(train))
     return train.select(np.flatnonzero(~out)), train.select(np.flatnonzero(out)), note
 
@@ -173,7 +177,7 @@ def classes_of(rows: datasets.Dataset, name: str, label_column: str) -> list[str
             f"The column {label_column} of {name} holds no labels but {kind or feature}: choose "
             "another with --label_column."
         )
-    values = {whole(value) for value in rows[label_column][:] if value is not None}
+    values = {_label(value) for value in rows[label_column][:] if value is not None}
     if "string" in kind:
         return sorted(values, key=by_number)
     wrong = next((v for v in values if isinstance(v, float) or v < 0), None)
@@ -191,18 +195,25 @@ def classes_of(rows: datasets.Dataset, name: str, label_column: str) -> list[str
     )
 
 
-def whole(label: Any) -> Any:
+def _label(label: Any) -> Any:
     """A label; a whole number in any notation is one label: 3.0 is 3, and "3.0" is "3"."""
     if isinstance(label, float) and label.is_integer():
         return int(label)
     return label_text(label) if isinstance(label, str) else label
 
 
-def labelled_only(rows: datasets.Dataset, label_column: str) -> datasets.Dataset:
-    """The rows that have a label: neither None nor -1, which stands for none."""
-    labels = rows[label_column][:]
-    there = [n for n, label in enumerate(labels) if label is not None and whole(label) != -1]
-    return rows if len(there) == len(rows) else rows.select(there)
+def labelled_only(
+    splits: Sequence[datasets.Dataset], name: str, label_column: str
+) -> tuple[list[datasets.Dataset], tuple[str, ...]]:
+    """The rows that have a label, neither None nor -1, which stands for none; and a note."""
+    kept = []
+    for rows in splits:
+        labels = rows[label_column][:]
+        there = [n for n, value in enumerate(labels) if value is not None and _label(value) != -1]
+        kept.append(rows if len(there) == len(rows) else rows.select(there))
+    left_out = sum(map(len, splits)) - sum(map(len, kept))
+    note = f"{name}: {left_out} samples without a label are left out."
+    return kept, (note,) if left_out else ()
 
 
 def class_ids(
@@ -216,7 +227,7 @@ def class_ids(
     feature = rows.features[label_column]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else classes
     numbers = {label: number for number, label in enumerate(classes)}
-    labels = [whole(label) for label in rows[label_column][:]]
+    labels = [_label(label) for label in rows[label_column][:]]
     ids = []
     for sample, label in enumerate(labels):
         named = names[label] if isinstance(label, int) and 0 <= label < len(names) else label

@@ -5,7 +5,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from data.class_files import read_class_file
+from data.class_files import read_class_file, read_class_names
+from data.class_lists import class_list
 from data.masks import default_colors
 from engine.about import About
 from errors import UserError
@@ -45,7 +46,7 @@ def _given(options: PredictOptions) -> About | None:
         raise UserError(f"Give {' and '.join(missing)} too: {', '.join(said)} go together.")
     names: Any = options.class_names
     if isinstance(names, str):
-        names = read_class_file(Path(names))[0] if Path(names).is_file() else names.split(",")
+        names = _listed(names, options.task)
     values = named_values(options.model_options, "model_options")
     known = options_class(options.task).__dataclass_fields__
     for name in values:
@@ -53,3 +54,12 @@ def _given(options: PredictOptions) -> About | None:
             raise UserError(f"train_{options.task}.py has no option {name}; check --model_options.")
     colors = default_colors(len(names) + 1)[1:]
     return About(options.task, {"model": options.model, **values}, list(names), colors, {})
+
+
+def _listed(names: str, task: str) -> list[str]:
+    """The classes that a text or a file lists, as training with that file has them."""
+    if not Path(names).is_file():
+        return names.split(",")
+    if task == "segmentation":
+        return class_list(*read_class_file(Path(names))).names
+    return list(read_class_names(Path(names)).values())

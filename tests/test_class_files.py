@@ -2,9 +2,10 @@
 
 import pytest
 
-from data.class_files import read_class_file
+from data.class_files import read_class_file, read_class_names, read_numbered_names
 from data.class_lists import by_number, label_text
 from errors import UserError
+from inference.weights import _listed
 
 ROAD, BUS = (10, 20, 30), (200, 100, 50)
 
@@ -86,8 +87,38 @@ def test_a_number_without_a_name_is_no_class(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "first", ["red", "index", "value", "id", "parts", "r", "red label", "rgb", "green blue"]
+)
+def test_a_class_whose_name_is_also_that_of_a_column_stays(tmp_path, first):
+    assert read(tmp_path, f"{first}\nyellow\ngreen\n")[0] == [first, "yellow", "green"]
+
+
+@pytest.mark.parametrize("header", ["name", "Classes", "class name", "id name", "name r g b"])
+def test_a_header_is_no_class(tmp_path, header):
+    assert read(tmp_path, f"{header}\nyellow\ngreen\n")[0] == ["yellow", "green"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "1: cat\n2: dog\n"),
+        ("a.json", '[{"id": 2, "name": "dog"}, {"id": "1.0", "name": "cat"}]'),
+    ],
+)
+def test_numbers_from_1_make_no_class_of_0(tmp_path, name, content):
+    read(tmp_path, content, name)
+    assert read_class_names(tmp_path / name) == {1: "cat", 2: "dog"}
+    with pytest.raises(UserError, match="but not 0: number them from 0"):
+        read_numbered_names(tmp_path / name)
+
+
+@pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
+        ("a.json", '[{"name": "a", "id": 0}, {"name": "b"}]', "to every class or to none, and b"),
+        ("a.json", '[{"name": "b"}, {"name": "a", "id": 0}]', "to every class or to none, and b"),
+        ("a.json", '[{"name": "a", "id": 1.5}, {"name": "b", "id": 0}]', "1.5 is no whole number"),
+        ("a.csv", "label\ncat\ndog\n", "heading or a class"),
         ("a.json", '{"300000000": "b"}', "number 300000000, but numbers go from 0"),
         ("a.json", "[" * 100_000, "nested too deeply"),
         ("a.json", '{"0": ["a"]}', "is no name"),
@@ -109,3 +140,12 @@ def test_labels_are_whole_numbers_in_any_notation():
     texts = [" 3", "3.0", "03", "x3", "0.0", "10", "2.5"]
     assert [label_text(text) for text in texts] == ["3", "3", "3", "x3", "0", "10", "2.5"]
     assert sorted(["10", "a", "9"], key=by_number) == ["9", "10", "a"]
+
+
+def test_classes_of_weights_are_those_of_their_training(tmp_path):
+    (tmp_path / "c.txt").write_text("0: void\n1: cat\n2: dog\n")
+    assert _listed(str(tmp_path / "c.txt"), "segmentation") == ["cat", "dog"]
+    (tmp_path / "c.txt").write_text("1: cat\n2: dog\n")
+    for task in ("segmentation", "classification", "video"):
+        assert _listed(str(tmp_path / "c.txt"), task) == ["cat", "dog"]
+    assert _listed("a,b", "video") == ["a", "b"]

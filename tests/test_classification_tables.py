@@ -101,6 +101,35 @@ def test_tables(tmp_path, header, separator, paths):
     assert names(data.train) == ["1.jpg", "2.jpg", "3.jpg"] and names(data.val) == ["1.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("b/7.jpg", "is not below"),
+        ("b/7", "is not below"),
+        ("7", "a/7.jpg"),
+        ("a/8.png", "a/8.png"),
+        ("a/8.jpg", "a/8.jpg"),
+        ("8.png", "a/8.png"),
+        ("a/8", "which may be"),
+        ("8", "which may be"),
+        ("9.jpg", "which may be"),
+        ("./a/7.jpg", "a/7.jpg"),
+        ("D:\\data\\b\\9.jpg", "b/9.jpg"),
+    ],
+)
+def test_a_table_names_one_file_or_none(tmp_path, line, found):
+    write(tmp_path, "a/7.jpg", "a/8.jpg", "a/8.png", "a/9.jpg", "b/9.jpg", "c/1.jpg", "c/2.jpg")
+    lines = f"path,label\n{line},dog\nc/1.jpg,cat\n"
+    (tmp_path / "train.csv").write_text(lines)
+    (tmp_path / "._train.csv").write_text("resource fork")
+    (tmp_path / "val.csv").write_text("path,label\nc/2.jpg,cat\n")
+    if " " in found:
+        with pytest.raises(UserError, match=found):
+            load("csv", tmp_path)
+    else:
+        assert load("csv", tmp_path).train[0]["image"]["path"] == str(tmp_path / found)
+
+
 def test_one_table_with_numbers_as_labels(tmp_path):
     write(tmp_path, *(f"{n}.jpg" for n in range(40)))
     lines = [f"{n}.jpg,{n % 2 * 10}{'.0' * (n % 4 // 2)}" for n in range(40)]

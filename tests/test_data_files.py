@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 
 from data.faults import Faults
@@ -18,9 +19,12 @@ from data.folders import (
     stand_in_note,
 )
 from data.holdout import group_of, held_out, hold_out, wants_holdout
+from data.hub import open_hub
 from data.textfiles import read_json, read_text, read_yaml
 from errors import UserError
 from tasks.classification.options import ClassificationOptions
+from tasks.video.options import VideoOptions
+from tasks.video.rows import Clip, make_data
 
 
 def touch(*paths: Path) -> None:
@@ -218,6 +222,37 @@ def test_few_samples_leave_one_on_each_side():
         held_out(["v_frame_1.jpg", "v_frame_2.jpg"], options(val_share=0.5), "here")
 
 
+def test_small_classes_are_on_both_sides_and_groups_stay_whole():
+    names = [f"v{v}_frame_{f}.jpg" for v in range(60) for f in range(3)]
+    labels = [
+        f"rare{v // 2}" if v < 20 and f == 0 else "common" for v in range(60) for f in range(3)
+    ]
+    out = held_out(names, options(val_share=0.1), "x", labels)
+    assert (out.reshape(60, 3).all(1) == out.reshape(60, 3).any(1)).all()
+    for label in set(labels):
+        own = out[[number for number, other in enumerate(labels) if other == label]]
+        assert own.any() and not own.all()
+
+
+def test_a_class_of_one_original_is_for_training():
+    names = [f"{number}.jpg" for number in range(50)]
+    for number in range(50):
+        labels = ["a"] * 50
+        labels[number] = "b"
+        assert not held_out(names, options(), "x", labels)[number]
+
+
+def test_adding_a_file_moves_none_of_classes_that_chance_divides():
+    names = [f"{number}.jpg" for number in range(30)]
+    labels = ["a", "b"] * 15
+    before = held_out(names, options(val_share=0.2), "x", labels)
+    plain = held_out(names, options(val_share=0.2), "x")
+    assert (before == plain).all()
+    for number in range(200):
+        after = held_out([*names, f"new{number}"], options(val_share=0.2), "x", [*labels, "a"])
+        assert (after[:-1] == before).all()
+
+
 def test_a_split_of_its_own_is_not_replaced():
     assert not wants_holdout(options(), "x", "val")
     assert wants_holdout(options(val_share=0.1), "x", None)
@@ -242,3 +277,15 @@ def test_a_split_of_its_own_is_not_replaced():
 def test_holdout_options_out_of_range(given, reason):
     with pytest.raises(UserError, match=reason):
         options(**given).check()
+
+
+def test_labels_count_in_every_source(tmp_path):
+    classes = ["many"] * 30 + [f"one{number}" for number in range(30)]
+    clips = [Clip(str(tmp_path / f"{kind}/{n}.mp4"), kind) for n, kind in enumerate(classes)]
+    video = VideoOptions(dataset="folder", data_dir=str(tmp_path), val_share=0.3)
+    assert set(make_data(video, clips, None, tmp_path).train["label"][:]) == set(range(31))
+    rows = datasets.Dataset.from_dict({"image": [str(n) for n in range(60)], "label": classes})
+    rows.save_to_disk(tmp_path / "hub")
+    hub = ClassificationOptions(dataset=f"hub:{tmp_path / 'hub'}", val_share=0.3)
+    train, val, _ = open_hub(hub, "image", label_column="label")
+    assert set(train["label"][:]) == set(classes) and set(val["label"][:]) == {"many"}

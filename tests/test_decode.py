@@ -11,6 +11,8 @@ from PIL import Image
 
 from data.decode import SampleError, read_image, read_mask
 from data.masks import IGNORE, MaskRule, UnknownValueError, looks_smoothed
+from data.png import SIGNATURE, _chunk
+from tasks.detection.headers import read_header
 from tests.test_data import is_one_sentence
 
 Y, X = np.mgrid[:20, :30]
@@ -230,3 +232,21 @@ def test_smoothed_masks_are_told_from_masks_of_many_classes():
     many = np.kron(np.arange(100, dtype=np.uint8).reshape(10, 10), np.ones((6, 6), np.uint8))
     assert not looks_smoothed(many)
     assert IGNORE == 255
+
+
+def test_pictures_beyond_the_usual_limit_of_pillow_are_read():
+    """Bits, because they are written and read in a moment."""
+    picture = Image.new("1", (14_000, 14_000))
+    picture.putpixel((13_999, 7), 1)
+    stored = cell(picture, "PNG")
+    assert read_header(stored).upright == (14_000, 14_000)
+    values = read_mask(stored, "it").values
+    assert values.shape == (14_000, 14_000) and values[7, 13_999] and values[:8].sum() == 1
+
+
+def test_pictures_that_would_fill_the_memory_are_refused():
+    sides = struct.pack(">IIBBBBB", 40_000, 40_000, 1, 0, 0, 0, 0)
+    data = SIGNATURE + _chunk(b"IHDR", sides) + _chunk(b"IDAT", b"") + _chunk(b"IEND", b"")
+    with pytest.raises(SampleError, match="more than 1,073,741,824 pixels") as caught:
+        read_image({"path": None, "bytes": data}, "it")
+    assert is_one_sentence(str(caught.value))

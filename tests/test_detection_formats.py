@@ -80,6 +80,30 @@ def make_yolo(
     return root
 
 
+@pytest.mark.parametrize("source", ["yolo", "voc", "voc lists"])
+def test_other_files_beside_images_are_named_and_none_has_two_images(tmp_path, source):
+    if source == "yolo":
+        root, folder = make_yolo(tmp_path), tmp_path / "images/train"
+    elif source == "voc lists":
+        root = Path(make_voc(tmp_path, voc_object()))
+        folder = next(path for path in tmp_path.rglob("JPEGImages"))
+    else:
+        root, folder = tmp_path, tmp_path / "train"
+        for split in ("train", "val"):
+            save_image(tmp_path / split / "a.jpg")
+            xml = f"<annotation>{voc_object()}</annotation>"
+            write(tmp_path / split / "a.xml", xml)
+    write(folder / "b.heic2", "x")
+    name = source.split()[0]
+    assert "1 file is left out" in said(load(name, str(root))) and "b.heic2" in said(
+        load(name, str(root))
+    )
+    image = next(path for path in sorted(folder.iterdir()) if path.suffix == ".jpg")
+    save_image(image.with_suffix(".png"))
+    words = "which may be" if source == "voc lists" else "have the same file"
+    assert words in refused(name, root)
+
+
 KEYPOINTS = "0 .5 .5 .2 .4 .4 .4 2 .6 .4 1 .5 .5 0 .5 .6 2\n"  # four of three numbers
 
 
@@ -689,6 +713,26 @@ def test_labelme(tmp_path, beside):
     save_image(tmp_path / "train/new.jpg")
     assert "new.json" in refused("labelme", tmp_path)
     assert len(load("labelme", str(tmp_path), skip_unlabelled=True).train) == 1
+
+
+def test_labelme_files_are_those_of_their_own_images(tmp_path):
+    root = make_labelme(tmp_path)
+    save_image(root / "train/b/001.jpg")
+    write(root / "train/b/001.json", (root / "train/a.json").read_text())
+    write(root / "train/gone.json", (root / "train/a.json").read_text())
+    write(root / "train/readme.txt", "x")
+    data = load("labelme", str(root))
+    assert "1 JSON file has no image" in said(data) and "gone.json" in said(data)
+    assert "readme.txt" in said(data) and len(data.train) == 2
+    save_image(root / "train/c/001.jpg")
+    assert "There is no" in refused("labelme", root) and "c/001.json" in refused("labelme", root)
+    data = load("labelme", str(root), skip_unlabelled=True)
+    assert paths_of(data.train) == ["a.jpg", "001.jpg"] and len(data.train) == 2
+    (root / "train/b/001.json").rename(root / "train/001.json")
+    assert "001.json may be of" in refused("labelme", root)
+    save_image(root / "train/a.png")
+    write(root / "train/b/001.json", (root / "train/a.json").read_text())
+    assert "there are 2 images and 1 JSON files" in refused("labelme", root)
 
 
 def test_labelme_groups_and_what_is_ignored(tmp_path):

@@ -226,3 +226,14 @@ def test_check_data_of_what_has_no_layout_is_a_report_too(tmp_path, capsys):
     assert "must hold train/images" in capsys.readouterr().out
     with pytest.raises(UserError, match="folder that exists"):
         check_data(options(tmp_path, check_data=str(tmp_path / "none/report.json")))
+
+
+def test_options_that_do_nothing_are_not_offered(tmp_path):
+    with pytest.raises(UserError, match="--resize_masks is for"):
+        SegmentationOptions(dataset="coco", data_dir=str(tmp_path), resize_masks=True).check()
+    for split in ("train", "val"):
+        save_image(tmp_path / split / "a.png")
+        (tmp_path / f"{split}annot").mkdir()
+    with pytest.raises(UserError, match="has no mask") as caught:
+        load_data(SegmentationOptions(dataset="camvid", data_dir=str(tmp_path)))
+    assert "--skip_unlabelled" not in str(caught.value)

@@ -540,6 +540,11 @@ def test_hub_rows_without_video_or_label(tmp_path):
         with pytest.raises(UserError, match="label") as caught:
             load(f"hub:{tmp_path / 'unlabelled'}")
         assert is_one_sentence(str(caught.value))
+    rows = datasets.Dataset.from_dict({"video": ["v.mp4"] * 4, "label": ["a", "b", None, "a"]})
+    both = datasets.DatasetDict({"train": rows, "val": rows})
+    both.save_to_disk(str(tmp_path / "partly"))
+    data = load(f"hub:{tmp_path / 'partly'}", skip_unlabelled=True)
+    assert data.train["label"][:] == [0, 1, 0] and "2 samples without a label" in data.notes[0]
 
 
 def test_hub_split_without_rows(monkeypatch):

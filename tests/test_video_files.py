@@ -65,6 +65,16 @@ def test_pictures_beside_or_above_clips_are_no_videos(tmp_path):
     assert [path.name for path in left_out] == ["cover.jpg", "thumb.jpg", "x.webp", "poster.png"]
 
 
+def test_folders_of_clips_and_frames_are_refused(tmp_path):
+    save_gif(tmp_path / "walk/0.gif", 1)
+    save_gif(tmp_path / "walk/1.gif", 4)
+    faults = Faults()
+    assert [path.name for path in find_videos(tmp_path, faults).files] == ["1.gif"]
+    (fault,) = faults.found
+    assert "walk holds GIFs that move, such as 1.gif, and 0.gif" in fault.sentence
+    assert is_one_sentence(fault.sentence)
+
+
 def test_gifs_that_move_are_clips_and_others_frames(tmp_path):
     for number in range(3):
         save_gif(tmp_path / f"clips/{number}.gif", 4, first=10 * number)
@@ -236,6 +246,15 @@ def test_lists_of_paths_and_labels(tmp_path, line, labels):
         assert not data.notes and data.classes == names
     assert labels_by_name(data, data.train) == {"a": "walk", "b c": "run"}
     assert labels_by_name(data, data.val) == {"d": "run"}
+    if labels == "numbers":
+        (tmp_path / "classes.txt").write_text("1 walk\n2 run\n")
+        assert "have the class 0" in refused("list", tmp_path)
+        lines = [line.format(path, n + 1) for path, n in pairs]  # numbers as the names have them
+        (tmp_path / "x_train_list_videos.txt").write_text("\n".join(lines[:2]))
+        (tmp_path / "x_val_list_videos.txt").write_text(lines[2])
+        data = load("list", tmp_path)
+        assert data.classes == names
+        assert labels_by_name(data, data.train) == {"a": "walk", "b c": "run"}
 
 
 def test_lists_of_folders_of_frames_with_their_numbers(tmp_path):

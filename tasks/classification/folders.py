@@ -14,6 +14,7 @@ from data.folders import (
     TRAIN,
     VAL,
     data_root,
+    entries,
     find_files,
     left_out_note,
     named,
@@ -23,6 +24,7 @@ from data.folders import (
     subfolders,
 )
 from data.holdout import hold_out, wants_holdout
+from data.paths import resolve
 from data.textfiles import read_text
 from errors import UserError
 from tasks.classification.rows import ClassificationData, SourceOptions, rows
@@ -110,15 +112,28 @@ def _images(
     return samples, notes
 
 
+class _Known(NamedTuple):
+    """The images below a folder, by path and by name alone, both without suffix."""
+
+    by_path: dict[str, list[Path]]
+    by_name: dict[str, list[Path]]
+
+    @classmethod
+    def below(cls, root: Path, faults: Faults) -> "_Known":
+        images = cls({}, {})
+        for path in find_files(root, faults).files:
+            images.by_path.setdefault(stem_below(root, path), []).append(path)
+            images.by_name.setdefault(path.stem, []).append(path)
+        return images
+
+
 def load_csv(options: SourceOptions, faults: Faults) -> ClassificationData:
     """Tables of paths and labels: train.csv and val.csv, or one table of which a part validates."""
     expected = "train.csv and val.csv with columns path and label, and the images"
     root = data_root(options, expected)
     train_file, val_file = named(root, TRAIN, ".csv"), named(root, VAL, ".csv")
     if train_file is None:
-        tables = [
-            path for path in sorted(root.iterdir()) if path.suffix.lower() in (".csv", ".tsv")
-        ]
+        tables = [path for path in entries(root) if path.suffix.lower() in (".csv", ".tsv")]
         if len(tables) != 1:
             raise UserError(
                 f"{root} has no train.csv, and {len(tables)} other tables: it must hold {expected}."
@@ -126,12 +141,12 @@ def load_csv(options: SourceOptions, faults: Faults) -> ClassificationData:
         train_file = tables[0]
     val_name = val_file.stem if val_file not in (None, train_file) else None
     holds_out = wants_holdout(options, root, val_name) or val_name is None
-    files = {stem_below(root, path): path for path in find_files(root, faults).files}
-    train, notes = _table(options, train_file, root, files, faults)
+    images = _Known.below(root, faults)
+    train, notes = _table(options, train_file, root, images, faults)
     classes = sorted({sample.label for sample in train}, key=by_number)
     if holds_out:
         return _split(options, root, train, classes, notes)
-    val, more = _table(options, val_file, root, files, faults)
+    val, more = _table(options, val_file, root, images, faults)
     for sample in val:
         if sample.label not in classes:
             faults.add(
@@ -144,7 +159,7 @@ def load_csv(options: SourceOptions, faults: Faults) -> ClassificationData:
 
 
 def _table(
-    options: SourceOptions, table: Path, root: Path, files: dict[str, Path], faults: Faults
+    options: SourceOptions, table: Path, root: Path, images: _Known, faults: Faults
 ) -> tuple[list[Sample], tuple[str, ...]]:
     """The samples of a table.
 
@@ -152,7 +167,7 @@ def _table(
         options: image_column, label_column and skip_unlabelled.
         table: CSV, its columns separated by commas, semicolons or tabs.
         root: the data folder.
-        files: the images below it, by path without suffix.
+        images: those below it.
         faults: gets the lines that can't be used.
     """
     text = read_text(table)
@@ -160,9 +175,6 @@ def _table(
     separator = max(",;\t", key=first.count)
     lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
     path_column, label_column, start = _columns(options, table, lines[0] if lines else [])
-    by_name: dict[str, list[Path]] = {}
-    for path in files.values():
-        by_name.setdefault(path.stem, []).append(path)
     samples, skipped, seen = [], 0, {}
     for number, line in enumerate(lines[start:], start=start + 1):
         if not any(field.strip() for field in line):
@@ -182,12 +194,7 @@ def _table(
                     f"Line {number} of {table} gives {name} no label: add it, remove the line, or "
                     "leave such lines out with --skip_unlabelled."
                 )
-            path = _find(name, table, root, files, by_name)
-            if path is None:
-                raise UserError(
-                    f"Line {number} of {table} names {name}, which is not below {root}: restore "
-                    "it, or remove the line."
-                )
+            path = _find(name, f"Line {number} of {table}", root, images)
             if seen.setdefault(path, label) != label:
                 raise UserError(
                     f"Line {number} of {table} gives {name} the label {label}, and an earlier one "
@@ -218,19 +225,29 @@ def _columns(options: SourceOptions, table: Path, first: list[str]) -> tuple[int
     )
 
 
-def _find(
-    name: str, table: Path, root: Path, files: dict[str, Path], by_name: dict[str, list[Path]]
-) -> Path | None:
-    """The file that a table names: with or without suffix, below the table's folder or the root."""
+def _find(name: str, where: str, root: Path, images: _Known) -> Path:
+    """The file that a table names, with or without suffix; a bare name may lie in any folder.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    found = resolve(name, [root])
+    if found and found.is_file():
+        return found
     name = name.replace("\\", "/")
-    for folder in (table.parent, root):
-        if os.path.isfile(folder / name):
-            return folder / name
     stem = os.path.splitext(name)[0] if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
-    if stem in files:
-        return files[stem]
-    same = by_name.get(Path(stem).name, [])
-    return same[0] if len(same) == 1 else None
+    matches = images.by_path.get(stem) or images.by_name.get(stem, [])
+    matches = [path for path in matches if path.name == name] or matches
+    if len(matches) > 1:
+        raise UserError(
+            f"{where} names {name}, which may be {matches[0]} or {matches[1]}: write the "
+            "whole path."
+        )
+    if not matches:
+        raise UserError(
+            f"{where} names {name}, which is not below {root}: restore it, or remove the line."
+        )
+    return matches[0]
 
 
 def _split(

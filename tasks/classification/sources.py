@@ -63,17 +63,15 @@ def _shapes(
 
 def load_hub(options: SourceOptions, faults: Faults) -> ClassificationData:
     """A data set of the Hugging Face hub, or a local copy of one."""
-    *splits, notes = open_hub(options, options.image_column)
+    *splits, notes = open_hub(options, options.image_column, label_column=options.label_column)
     name, label_column = hub_name(options.dataset), options.label_column
     image_column = options.image_column
     for split in splits:
         wanted = {"--image_column": image_column, "--label_column": label_column}
         require_columns(split, name, wanted)
     if options.skip_unlabelled:
-        before = sum(map(len, splits))
-        splits = [labelled_only(split, label_column) for split in splits]
-        left_out = before - sum(map(len, splits))
-        notes += (f"{name}: {left_out} samples without a label are left out.",) * bool(left_out)
+        splits, more = labelled_only(splits, name, label_column)
+        notes += more
     classes = classes_of(splits[0], name, label_column)
     require_classes(classes, name)
     media = Media("image", IMAGE, "images", "--image_column")

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from data.folders import PICTURE_FORMATS
+
 ORIENTATION = 0x0112  # EXIF tag; from 5 on, width and height change places
 BATCH = 64  # headers that a thread reads in one go
 
@@ -74,7 +76,7 @@ def read_header(image: str | dict[str, Any]) -> Header:
         return UNREADABLE  # a pipe would be waited for
     try:
         file = cell["path"] if data is None else io.BufferedReader(View(data))
-        with Image.open(file) as opened:
+        with Image.open(file, formats=PICTURE_FORMATS) as opened:
             width, height = opened.size
             orientation = opened.getexif().get(ORIENTATION, 1)
     except Exception:  # Pillow raises many types for broken files

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from data.collector import collector_paused
 from data.faults import Faults
-from data.folders import IMAGE_SUFFIXES
+from data.folders import IMAGE_SUFFIXES, files_below
 from tasks.detection.options import DetectionOptions
 from tasks.detection.rows import DetectionData
 
@@ -47,11 +47,13 @@ WITHOUT_EFFECT = {
 }
 
 
-def in_cache(load: Load) -> Load:
+def in_cache(load: Load, reaches_outside: Callable[[Path], bool] = lambda root: False) -> Load:
     """A source whose result is kept for later runs with the same options and files.
 
     Args:
         load: reads the folder ``options.data_dir``.
+        reaches_outside: whether the data in a folder name other files elsewhere, of which no
+            change would be noticed.
 
     Returns:
         A function with the same arguments and result.
@@ -63,9 +65,10 @@ def in_cache(load: Load) -> Load:
         if not folder or not folder.is_dir() or options.check_data:
             return load(options, faults)
         root = folder.resolve()
-        files = list(_files(str(root)))
         with collector_paused():
-            if sum(file.size for file in files if not file.is_image) < SMALL:
+            files = list(_files(root))
+            small = sum(file.size for file in files if not file.is_image) < SMALL
+            if small or reaches_outside(root):
                 return load(options, faults)
             entry = _place(options, root, files)
             with _alone(entry):
@@ -91,20 +94,12 @@ class _File(NamedTuple):
         return os.path.splitext(self.path)[1].lower() in IMAGE_SUFFIXES
 
 
-def _files(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[_File]:
-    """Every file below a folder, also below links, unless they lead in a circle."""
-    status = os.stat(folder)
-    own = (status.st_dev, status.st_ino)
-    if own in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):  # a link to nothing, a folder that can't be read
-                if entry.is_dir():
-                    yield from _files(entry.path, above | {own})
-                else:
-                    status = entry.stat()
-                    yield _File(entry.path, status.st_size, status.st_mtime_ns)
+def _files(root: Path) -> Iterator[_File]:
+    """Every file below a folder; what can't be read is reported by the source."""
+    for path in files_below(root, Faults()):
+        with contextlib.suppress(OSError):  # a link to nothing
+            status = path.stat()
+            yield _File(os.fspath(path), status.st_size, status.st_mtime_ns)
 
 
 def _place(options: DetectionOptions, root: Path, files: list[_File]) -> Path:
@@ -122,7 +117,7 @@ def _place(options: DetectionOptions, root: Path, files: list[_File]) -> Path:
     named = [Path(value).expanduser() for value in chosen.values() if isinstance(value, str)]
     for file in sorted(code) + [file for file in named if file.is_file()]:
         state.update(file.read_bytes())
-    state.update(repr(sorted(files)).encode(errors="surrogateescape"))
+    state.update(repr(files).encode(errors="surrogateescape"))
     base = Path(datasets.config.HF_DATASETS_CACHE).expanduser() / "index"
     return base / hashlib.sha256(asked.encode()).hexdigest()[:16] / state.hexdigest()[:32]
 
@@ -141,13 +136,16 @@ def _alone(entry: Path) -> Iterator[None]:
 
 
 def _lies_in(root: Path, data: DetectionData) -> bool:
-    """Whether all images are below the folder: of others no change would be noticed."""
+    """Whether all images are found below the folder: of others no change would be noticed."""
     folders = {
         os.path.dirname(cell["path"] or "")
         for rows in (data.train, data.val)
         for cell in rows.data.column("image").to_pylist()
     }
-    return all(Path(folder).resolve().is_relative_to(root) for folder in folders if folder)
+    places = [Path(folder).resolve() for folder in folders if folder]
+    if not all(place.is_relative_to(root) for place in places):
+        return False
+    return not any(part[0] == "." for place in places for part in place.relative_to(root).parts)
 
 
 def _store(entry: Path, data: DetectionData) -> DetectionData:

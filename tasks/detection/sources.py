@@ -20,6 +20,7 @@ from tasks.detection.formats.hub import load_hub
 from tasks.detection.formats.labelme import load_labelme
 from tasks.detection.formats.voc import load_voc
 from tasks.detection.formats.yolo import load_yolo
+from tasks.detection.formats.yolo_files import reaches_outside
 from tasks.detection.index_cache import in_cache
 from tasks.detection.options import DetectionOptions
 from tasks.detection.rows import DetectionData, notes_on
@@ -29,7 +30,7 @@ SOURCES: dict[str, Callable[[DetectionOptions, Faults], DetectionData]] = {
     "synthetic": load_synthetic,
     "coco": in_cache(load_coco),
     "voc": in_cache(load_voc),
-    "yolo": in_cache(load_yolo),
+    "yolo": in_cache(load_yolo, reaches_outside),
     "csv": load_csv,
     "labelme": load_labelme,
     "datumaro": load_datumaro,

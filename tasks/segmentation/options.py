@@ -42,7 +42,9 @@ class SegmentationOptions(TrainingOptions):
     image_column: str = data_option("image", "name of the image column", datasets=("hub",))
     mask_column: str = data_option("annotation", "name of the mask column", datasets=("hub",))
     resize_masks: bool = data_option(
-        False, "resize masks of another size than their images', if the proportions agree"
+        False,
+        "resize masks of another size than their images', if the proportions agree",
+        datasets=("folder", "camvid", "voc", "cityscapes", "ade20k", "hub"),
     )
     skip_unlabelled: bool = data_option(
         False,

@@ -84,7 +84,7 @@ def match_pairs(
     faults: Faults,
     image_tails: Sequence[str] = IMAGE_TAILS,
     mask_tails: Sequence[str] = MASK_TAILS,
-    skip_unlabelled: bool = False,
+    skip_unlabelled: bool | None = None,
 ) -> tuple[Pairs, tuple[str, ...]]:
     """Match every image with the mask of the same relative path and stem, in any case.
 
@@ -96,7 +96,8 @@ def match_pairs(
         image_tails: ends of the image's stem that the mask's lacks, in order of preference;
             without "", images that end otherwise are left out.
         mask_tails: ends that the mask's stem may have, in order of preference.
-        skip_unlabelled: leave out images without a mask, instead of refusing them.
+        skip_unlabelled: leave out images without a mask, instead of refusing them; None where
+            users aren't asked.
 
     Returns:
         The pairs, and notes on what is left out.
@@ -138,11 +139,10 @@ def match_pairs(
             unlabelled.append(image)
         else:
             wanted = masks / (stem_below(images, image).removesuffix(tail) + mask_tails[0])
-            faults.add(
-                image,
-                f"Image {image} has no mask: add {wanted}.png, remove the image, or leave such "
-                "images out with --skip_unlabelled.",
-            )
+            remedy = f"add {wanted}.png or remove the image"
+            if skip_unlabelled is not None:
+                remedy += ", or leave such images out with --skip_unlabelled"
+            faults.add(image, f"Image {image} has no mask: {remedy}.")
     _refuse_shared(pairs, faults)
     without = sorted(set(mask_files) - {mask for _, mask in pairs})
     if without and not faults.found:

@@ -55,7 +55,7 @@ def find_videos(folder: Path, faults: Faults) -> Found:
     for path in found.files:
         if path.suffix.lower() not in VIDEOS:
             pictures.setdefault(path.parent, []).append(path)
-    clips = [path for files in pictures.values() for path in _animated_gifs(files)]
+    clips = [path for place, files in pictures.items() for path in _gifs(place, files, faults)]
     videos, known = videos + clips, set(clips)
     around = {parent for path in videos for parent in path.parents}
     left_out = list(found.left_out)
@@ -71,10 +71,18 @@ def find_videos(folder: Path, faults: Faults) -> Found:
     return Found(sorted(videos), sorted(left_out))
 
 
-def _animated_gifs(files: list[Path]) -> list[Path]:
-    """The GIFs of a folder, if the first of them moves; else they are frames."""
+def _gifs(folder: Path, files: list[Path], faults: Faults) -> list[Path]:
+    """The GIFs of a folder that move: all, or none, where they are frames."""
     gifs = [path for path in files if path.suffix.lower() == ".gif"]
-    return gifs if gifs and _moves(gifs[0]) else []
+    clips = [path for path in gifs if _moves(path)]
+    if 0 < len(clips) < len(gifs):
+        still = min(set(gifs) - set(clips))
+        faults.add(
+            folder,
+            f"{folder} holds GIFs that move, such as {clips[0].name}, and {still.name}, which has "
+            "one frame: put clips and frames into folders of their own.",
+        )
+    return clips
 
 
 def _firsts(files: list[Path], suffixes: Iterable[str]) -> list[Path]:
@@ -86,6 +94,6 @@ def _firsts(files: list[Path], suffixes: Iterable[str]) -> list[Path]:
 def _moves(picture: Path) -> bool:
     try:
         with Image.open(picture) as image:
-            return getattr(image, "n_frames", 1) > 1
+            return getattr(image, "is_animated", False)
     except Exception:  # of many types; a broken picture is reported when it is decoded
         return False

@@ -4,7 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.class_files import read_class_file
+from data.class_files import read_class_names
+from data.class_lists import label_text
 from data.faults import Faults
 from data.folders import (
     TRAIN,
@@ -148,22 +149,13 @@ def load_list(options: VideoOptions, faults: Faults) -> VideoData:
     read = [_labelled(file, root, faults) for file in (train, val) if file]
     names = {label for clips in read for _, label in clips}
     classes, notes = None, stand_in_note(root, _split_of(val)) if val else ()
-    numbers = {name: _whole(name) for name in names}
-    if names and None not in numbers.values():
-        classes, more = _numbered_classes(root, list(numbers.values()))
-        notes += more
-        read = [[(path, classes[numbers[label]]) for path, label in clips] for clips in read]
+    numbers = {name: int(label_text(name)) for name in names if label_text(name).isdecimal()}
+    if names and len(numbers) == len(names):
+        named_by, more = _numbered_classes(root, list(numbers.values()))
+        classes, notes = list(named_by.values()), notes + more
+        read = [[(path, named_by[numbers[label]]) for path, label in clips] for clips in read]
     clips = [[Clip(path, label) for path, label in pairs] for pairs in read]
     return make_data(options, clips[0], clips[1] if val else None, root, classes, notes)
-
-
-def _whole(label: str) -> int | None:
-    """The number of a class, written as 3 or 3.0; None for a name."""
-    try:
-        number = float(label)
-    except ValueError:
-        return None
-    return int(number) if number >= 0 and number.is_integer() else None
 
 
 def _split_of(file: Path) -> str:
@@ -226,8 +218,8 @@ def _pair(line: str, bases: Sequence[Path], where: str) -> tuple[str, str]:
     return str(found), label
 
 
-def _numbered_classes(root: Path, numbers: Sequence[int]) -> tuple[list[str], tuple[str, ...]]:
-    """The names of classes 0..n-1: from a file of names, or their numbers.
+def _numbered_classes(root: Path, numbers: Sequence[int]) -> tuple[dict[int, str], tuple[str, ...]]:
+    """The names of classes by number: from a file of names, or their numbers.
 
     Raises:
         UserError: a number has no name.
@@ -235,11 +227,12 @@ def _numbered_classes(root: Path, numbers: Sequence[int]) -> tuple[list[str], tu
     highest = max(numbers)
     file = named(root, CLASS_FILES)
     if file:
-        names, _ = read_class_file(file)
-        if highest >= len(names):
+        names = read_class_names(file)
+        unknown = next((number for number in sorted(numbers) if number not in names), None)
+        if unknown is not None:
             raise UserError(
-                f"The lists in {root} have the class {highest}, but {file} has {len(names)} names, "
-                "numbered from 0: correct one of them."
+                f"The lists in {root} have the class {unknown}, but {file} has {len(names)} names, "
+                f"numbered from {min(names)}: correct one of them."
             )
         return names, ()
     if highest >= 100 * len(set(numbers)):
@@ -247,6 +240,6 @@ def _numbered_classes(root: Path, numbers: Sequence[int]) -> tuple[list[str], tu
             f"The lists in {root} have {len(set(numbers))} classes with numbers up to {highest}: "
             "number them from 0, or write names instead."
         )
-    return [f"class {number}" for number in range(highest + 1)], (
+    return {number: f"class {number}" for number in range(highest + 1)}, (
         f"No class names were given: the lists show {highest + 1} classes.",
     )

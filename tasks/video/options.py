@@ -26,6 +26,9 @@ class VideoOptions(TrainingOptions):
     split: Literal[1, 2, 3] = data_option(1, "which official split", datasets=("ucf101", "hmdb51"))
     video_column: str = data_option("video", "name of the video column", datasets=("hub",))
     label_column: str = data_option("label", "name of the label column", datasets=("hub",))
+    skip_unlabelled: bool = data_option(
+        False, "leave out samples without a label, refused else", datasets=("hub",)
+    )
     decoder: Literal["auto", "pyav", "torchcodec"] = data_option(
         "auto", "what decodes video files", resume="free"
     )

@@ -70,7 +70,7 @@ def make_data(
     if val is None:
         # Parts of one video are held out together.
         names = [relative(root, clip.path or "") for clip in train]
-        train, val, more = hold_out(train, names, options, root)
+        train, val, more = hold_out(train, names, options, root, [clip.label for clip in train])
         notes += more
     if classes is None:
         classes = sorted({clip.label for clip in train})

@@ -21,7 +21,16 @@ from data.folders import (
     subfolders,
 )
 from data.holdout import wants_holdout
-from data.hub import Media, class_ids, classes_of, hub_name, labelled, open_hub, require_columns
+from data.hub import (
+    Media,
+    class_ids,
+    classes_of,
+    hub_name,
+    labelled,
+    labelled_only,
+    open_hub,
+    require_columns,
+)
 from data.paths import resolve
 from data.sources import load_from
 from errors import UserError
@@ -125,12 +134,15 @@ def _table(root: Path, names: tuple[str, ...]) -> Path | None:
 
 def load_hub(options: VideoOptions, faults: Faults) -> VideoData:
     """A data set of the Hugging Face hub, or a local copy of one."""
-    *splits, notes = open_hub(options, options.video_column)
+    *splits, notes = open_hub(options, options.video_column, label_column=options.label_column)
     name, label_column = hub_name(options.dataset), options.label_column
     video_column = options.video_column
     for rows in splits:
         wanted = {"--video_column": video_column, "--label_column": label_column}
         require_columns(rows, name, wanted)
+    if options.skip_unlabelled:
+        splits, more = labelled_only(splits, name, label_column)
+        notes += more
     classes = classes_of(splits[0], name, label_column)
     require_classes(classes, name)
     train, val = (_hub_rows(rows, name, video_column, label_column, classes) for rows in splits)

@@ -67,7 +67,8 @@ def load_hub(options: DetectionOptions, faults: Faults) -> DetectionData:
     objects = [_objects(rows, name, objects_column, faults) for _, rows in splits]
     sizes = [_stated(rows, name, faults) for _, rows in splits]
     faults.stop_if_any()  # the objects no longer belong to the images
-    classes, ids = _classes(train, name, objects_column, given_class_names(options), objects)
+    given = given_class_names(options, numbered=True)
+    classes, ids = _classes(train, name, objects_column, given, objects)
     convert, in_shares = BOX_FORMATS[options.bbox_format], options.bbox_format == "yolo"
     annotated = [
         _annotated(found, read_headers(_cells(images)), stated, ids, convert, in_shares)

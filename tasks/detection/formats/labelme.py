@@ -5,14 +5,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.faults import Faults
 from data.folders import IMAGE_SUFFIXES, data_root, find_files, split_folder
 from data.textfiles import read_json
 from errors import UserError
 from tasks.detection.formats.reading import MALFORMED, given_class_names, pixels, reason, text
-from tasks.detection.formats.splits import Place, divide, find_splits
+from tasks.detection.formats.splits import Place, divide, find_splits, left_out_notes, unused_note
 from tasks.detection.make_rows import make_data
 from tasks.detection.options import DetectionOptions
 from tasks.detection.rows import Annotated, DetectionData
@@ -22,6 +22,14 @@ IGNORED = "__ignore__"  # labelme's name of what counts neither as object nor as
 CIRCLE = 64  # corners of the polygon that stands for a circle
 
 Points = list[list[float]]
+
+
+class _Pair(NamedTuple):
+    """An image, its labelme file, and why it isn't known whether that is its file."""
+
+    image: Path
+    file: Path | None
+    problem: str
 
 
 @dataclass
@@ -36,7 +44,7 @@ class _Labelled:
 
 
 def load_labelme(options: DetectionOptions, faults: Faults) -> DetectionData:
-    """Folders of images with labelme's JSON files beside them, or beside their folder.
+    """Folders of images with labelme's JSON files beside them, or in another folder of the split.
 
     Polygons of one class and one group are one object. What is called ``__ignore__`` is a crowd of
     every class. Other shapes, such as points and lines, are left out with a note. The classes are
@@ -55,9 +63,11 @@ def load_labelme(options: DetectionOptions, faults: Faults) -> DetectionData:
     )
 
     def read(place: Place) -> list[_Labelled]:
-        return _read(place.found, options.skip_unlabelled, faults)
+        return _read(place.found[0], options.skip_unlabelled, faults)
 
     parsed, notes = divide(options, root, splits, read, lambda entry: entry.image)
+    unused = [file for place in splits[:2] if place for file in place.found[1]]
+    notes += left_out_notes(root, splits) + unused_note(unused, "JSON file")
     entries = [entry for split in parsed for entry in split]
     found = sorted({name for entry in entries for name, _ in entry.objects} - {IGNORED})
     classes = given_class_names(options) or found
@@ -78,29 +88,55 @@ def load_labelme(options: DetectionOptions, faults: Faults) -> DetectionData:
 
 
 def _find(folder: Path | None, faults: Faults, name: str | None = None) -> Place | None:
-    """The images of a folder, and labelme's files by the images' stems."""
+    """The images of a folder, each with its labelme file, and the other JSON files."""
     if folder is None:
         return None
-    found = find_files(folder, faults, {*IMAGE_SUFFIXES, ".json"}).files
-    files = {path.stem: path for path in found if path.suffix.lower() == ".json"}
-    images = [path for path in found if path.suffix.lower() != ".json"]
-    pairs = [(image, _file_of(image, files)) for image in images]
-    if not any(file for _, file in pairs):
+    found = find_files(folder, faults, {*IMAGE_SUFFIXES, ".json"})
+    files = [path for path in found.files if path.suffix.lower() == ".json"]
+    images = [path for path in found.files if path.suffix.lower() != ".json"]
+    pairs = _pairs(images, files)
+    if not any(file for _, file, _ in pairs):
         return None
-    return Place(folder.name.lower() if name is None else name, pairs)
+    used = {file for _, file, _ in pairs}
+    unused = [file for file in files if file not in used]
+    split = folder.name.lower() if name is None else name
+    return Place(split, (pairs, unused), found.left_out)
 
 
-def _file_of(image: Path, files: dict[str, Path]) -> Path | None:
-    beside = image.with_suffix(".json")
-    return beside if beside.is_file() else files.get(image.stem)
+def _pairs(images: Sequence[Path], files: Sequence[Path]) -> list[_Pair]:
+    """The file of each image: the one beside it, or the only one of its name.
+
+    A file beside one image is never that of another.
+    """
+    beside: dict[Path, list[Path]] = {}  # images by their path without suffix
+    for image in images:
+        beside.setdefault(image.with_suffix(""), []).append(image)
+    places = {file.with_suffix(""): file for file in files}
+    apart: dict[str, list[Path]] = {}
+    for place, file in places.items():
+        if place not in beside:
+            apart.setdefault(place.name, []).append(file)
+    names = Counter(image.stem for image in images)
+    pairs = []
+    for image in images:
+        place = image.with_suffix("")
+        own, problem = [places[place]] if place in places else apart.get(image.stem, []), ""
+        same = len(beside[place]) if place in places else names[image.stem]
+        if own and (same > 1 or len(own) > 1):
+            problem = (
+                f"{own[0]} may be of {image}, but there are {same} images and {len(own)} JSON "
+                "files of that name: put each JSON file beside its image, under a name of its own."
+            )
+        pairs.append(_Pair(image, own[0] if own else None, problem))
+    return pairs
 
 
-def _read(
-    pairs: Sequence[tuple[Path, Path | None]], skip_unlabelled: bool, faults: Faults
-) -> list[_Labelled]:
+def _read(pairs: Sequence[_Pair], skip_unlabelled: bool, faults: Faults) -> list[_Labelled]:
     entries = []
-    for image, file in pairs:
-        if file:
+    for image, file, problem in pairs:
+        if problem:
+            faults.add(image, problem)
+        elif file:
             with faults.of(file):
                 entries.append(_parse(image, file))
         elif skip_unlabelled:

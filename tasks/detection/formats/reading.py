@@ -6,28 +6,34 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data.class_files import read_class_file
+from data.class_files import read_class_names, read_numbered_names
 from data.faults import Faults
+from data.numbers import whole
 from errors import UserError
 from tasks.detection.options import DetectionOptions
 
 # What reading a record raises where its form is not the expected one.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 MOST_PIXELS = 2**31 - 1  # of a side, as the table of rows stores it
-LARGEST_ID = 2**63 - 1
 NUMBER = re.compile(r"-?(0|[1-9]\d{0,18})(\.0*)?")
 WORDS = {"true": 1, "false": 0, "yes": 1, "unspecified": 0, "": 0}
 
 
-def given_class_names(options: DetectionOptions) -> list[str] | None:
+def given_class_names(options: DetectionOptions, numbered: bool = False) -> list[str] | None:
     """The names that ``--class_names`` lists or whose file it names; None where it isn't given.
+
+    Args:
+        options: class_names.
+        numbered: whether the data refer to classes by number, so that the file's numbers count and
+            not only their order.
 
     Raises:
         UserError: there is no such file, or the names are none or not distinct.
     """
     names = options.class_names
     if isinstance(names, str):
-        names, _ = read_class_file(Path(names).expanduser())
+        path = Path(names).expanduser()
+        names = read_numbered_names(path) if numbered else list(read_class_names(path).values())
     if names is not None and len(set(names)) < max(1, len(names)):
         raise UserError("--class_names must hold at least one name, and each name only once.")
     return names
@@ -79,20 +85,6 @@ def reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no {error}"
     return " ".join(str(error).split()).replace(". ", "; ").rstrip(".")
-
-
-def whole(value: Any) -> int:
-    """A whole number in any notation: 3, 3.0, "3", "3.0", "3e0"."""
-    if isinstance(value, str) and "_" not in value:
-        try:
-            value = int(value)
-        except ValueError:
-            value = float(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or abs(value) > LARGEST_ID:
-        raise ValueError(f"{value!s:.40} is no whole number")
-    return value
 
 
 def identity(value: Any) -> int | str:

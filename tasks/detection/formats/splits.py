@@ -1,10 +1,11 @@
 """Which part of a data set trains and which one validates, for every layout of files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.folders import EXAMPLES, TRAIN, VAL, stand_in_note
+from data.faults import Faults
+from data.folders import EXAMPLES, TRAIN, VAL, left_out_note, stand_in_note
 from data.holdout import hold_out, wants_holdout
 from data.paths import relative
 from errors import UserError
@@ -17,10 +18,12 @@ class Place(NamedTuple):
     Attributes:
         name: of the split, one of TRAIN or VAL; empty for the whole data set.
         found: what a format needs to read it.
+        left_out: files that are not of the format.
     """
 
     name: str
     found: Any
+    left_out: Sequence[Path] = ()
 
 
 class Splits(NamedTuple):
@@ -86,6 +89,29 @@ def divide(
     names = [relative(root, name(sample)) for sample in samples]
     train, val, notes = hold_out(samples, names, options, root)
     return [train, val], splits.notes + notes
+
+
+def left_out_notes(root: Path, splits: Splits) -> tuple[str, ...]:
+    """A note on the files beside the images that are not of the format, if there are any."""
+    places = [place for place in (splits.train, splits.val) if place]
+    left_out = dict.fromkeys(path for place in places for path in place.left_out)
+    return left_out_note(root, list(left_out), "images")
+
+
+def refuse_shared(pairs: Iterable[tuple[Path, Path]], faults: Faults) -> None:
+    """Images of one name, such as x.jpg and x.png, that share a file of annotations.
+
+    Args:
+        pairs: each image with its file.
+        faults: gets them.
+    """
+    first: dict[Path, Path] = {}
+    for image, file in pairs:
+        other = first.setdefault(file, image)
+        if other != image and file.is_file():
+            faults.add(
+                image, f"{other} and {image} have the same file {file}: remove one of the images."
+            )
 
 
 def unused_note(unused: Sequence[Path], what: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from data.faults import Faults
 from data.folders import data_root
 from errors import UserError
 from tasks.detection.formats.reading import MALFORMED, flag, given_class_names, pixels, reason
-from tasks.detection.formats.splits import Place, divide, find_splits
+from tasks.detection.formats.splits import Place, divide, find_splits, left_out_notes, refuse_shared
 from tasks.detection.formats.voc_files import EXPECTED, Pair, find_all, find_pairs, unused_xml_note
 from tasks.detection.make_rows import make_data
 from tasks.detection.options import DetectionOptions
@@ -55,10 +55,12 @@ def load_voc(options: DetectionOptions, faults: Faults) -> DetectionData:
     )
 
     def read(place: Place) -> list[_Annotation]:
+        refuse_shared(place.found, faults)
         return _read(place, options.skip_unlabelled, faults)
 
     parsed, notes = divide(options, root, splits, read, lambda entry: entry.image)
     classes = _classes(root, given_class_names(options), parsed, faults)
+    notes += left_out_notes(root, splits)
     notes += unused_xml_note([(a.image, a.file) for split in parsed for a in split])
     annotated = [[_annotated(entry, classes) for entry in split] for split in parsed]
     return make_data(options, annotated, classes, faults, notes)

@@ -6,10 +6,12 @@ from pathlib import Path
 from data.faults import Faults
 from data.folders import (
     IMAGE_SUFFIXES,
+    Found,
     entries,
-    image_files,
+    find_files,
     named,
     split_folder,
+    stem_below,
 )
 from data.textfiles import read_text
 from errors import UserError
@@ -33,24 +35,32 @@ def find_pairs(root: Path, split_names: Sequence[str], faults: Faults) -> Place 
     lists = sets and named(sets, ["main"])
     file = lists and named(lists, split_names, ".txt")
     if images and annotations and file:
-        files = dict(image_files(images, faults))
-        return Place(file.stem.lower(), _listed(file, images, annotations, files, faults))
+        found = find_files(images, faults)
+        return Place(
+            file.stem.lower(),
+            _listed(file, images, annotations, found.files, faults),
+            _other(found),
+        )
     for parent in filter(None, (root, images)):
         if folder := split_folder(parent, split_names):
             others = annotations and split_folder(annotations, split_names)
-            pairs = _pairs(folder, others if parent == images else None, faults)
-            if pairs:
-                return Place(folder.name.lower(), pairs)
+            place = _pairs(folder, others if parent == images else None, faults)
+            if place.found:
+                return place._replace(name=folder.name.lower())
     return None
 
 
 def find_all(root: Path, faults: Faults) -> Place | None:
     """All images of the data folder and their XML files."""
-    pairs = _pairs(root, None, faults)
-    return Place("", pairs) if pairs else None
+    place = _pairs(root, None, faults)
+    return place if place.found else None
 
 
-def _pairs(folder: Path, annotations: Path | None, faults: Faults) -> list[Pair]:
+def _other(found: Found) -> list[Path]:
+    return [path for path in found.left_out if path.suffix.lower() != ".xml"]
+
+
+def _pairs(folder: Path, annotations: Path | None, faults: Faults) -> Place:
     """Every image below a folder, if there are XML files for some.
 
     They lie in ``annotations``, in a folder of a usual name beside the images' own folder, or
@@ -60,12 +70,12 @@ def _pairs(folder: Path, annotations: Path | None, faults: Faults) -> list[Pair]
     images = images if images and images.is_dir() else folder
     places = [annotations, named(folder, ANNOTATIONS)]
     places = [place for place in places if place and place.is_dir()] + [images]
-    found = list(image_files(images, faults))
+    found = find_files(images, faults)
     for place in places:
-        pairs = [(image, _xml(place, stem)) for stem, image in found]
+        pairs = [(image, _xml(place, stem_below(images, image))) for image in found.files]
         if any(file.is_file() for _, file in pairs):
-            return pairs
-    return []
+            return Place("", pairs, _other(found))
+    return Place("", [])
 
 
 def _xml(folder: Path, stem: str) -> Path:
@@ -74,15 +84,24 @@ def _xml(folder: Path, stem: str) -> Path:
 
 
 def _listed(
-    file: Path, images: Path, annotations: Path, known: dict[str, Path], faults: Faults
+    file: Path, images: Path, annotations: Path, files: Sequence[Path], faults: Faults
 ) -> list[Pair]:
-    names = [_name(line.strip(), known) for line in read_text(file).splitlines() if line.strip()]
-    if not names:
+    known: dict[str, list[Path]] = {}
+    for path in files:
+        known.setdefault(stem_below(images, path), []).append(path)
+    lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    if not lines:
         raise UserError(f"{file} is empty: write the names of the split's images into it.")
     pairs = []
-    for name in names:
-        if name in known:
-            pairs.append((known[name], _xml(annotations, name)))
+    for line in lines:
+        name = _name(line, known)
+        same = known.get(name, [])
+        same = [path for path in same if path.name == Path(line.replace("\\", "/")).name] or same
+        if len(same) == 1:
+            pairs.append((same[0], _xml(annotations, name)))
+        elif same:
+            sentence = f"{file} lists {name}, which may be {same[0]} or {same[1]}: remove one."
+            faults.add(file, sentence)
         else:
             sentence = f"{images} has no image {name} although {file} lists it: add it."
             faults.add(file, sentence)

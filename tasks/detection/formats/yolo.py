@@ -8,11 +8,12 @@ from pathlib import Path
 
 from data.faults import Faults
 from data.folders import data_root
+from data.numbers import whole
 from data.paths import relative
 from data.textfiles import read_text
 from errors import UserError
-from tasks.detection.formats.reading import given_class_names, whole
-from tasks.detection.formats.splits import Place, divide, find_splits
+from tasks.detection.formats.reading import given_class_names
+from tasks.detection.formats.splits import Place, divide, find_splits, left_out_notes, refuse_shared
 from tasks.detection.formats.yolo_files import (
     EXPECTED,
     Description,
@@ -65,6 +66,7 @@ def load_yolo(options: DetectionOptions, faults: Faults) -> DetectionData:
     )
 
     def read(place: Place) -> list[_Image]:
+        refuse_shared([(image, label_file(root, image)) for image in place.found], faults)
         return _read(root, place, description.keypoints, faults)
 
     parsed, notes = divide(options, root, splits, read, lambda entry: entry.image)
@@ -76,6 +78,7 @@ def load_yolo(options: DetectionOptions, faults: Faults) -> DetectionData:
         _refuse_keypoints(root, lines)
     if not options.skip_unlabelled:
         more += _unlabelled_note(root, [entry for split in parsed for entry in split])
+    more += left_out_notes(root, splits)
     more += unused_labels_note(root, [entry.file for split in parsed for entry in split])
     annotated = [_annotated(split, classes, faults) for split in parsed]
     return make_data(options, annotated, classes, faults, [*notes, *more])
@@ -115,7 +118,7 @@ def _unlabelled_note(root: Path, entries: Sequence[_Image]) -> tuple[str, ...]:
 def _classes(
     options: DetectionOptions, root: Path, description: Description, lines: Sequence[Line]
 ) -> tuple[list[str], tuple[str, ...]]:
-    classes = given_class_names(options) or class_names(root, description)
+    classes = given_class_names(options, numbered=True) or class_names(root, description)
     if classes:
         return classes, ()
     highest = max((category for category, _ in lines), default=0)

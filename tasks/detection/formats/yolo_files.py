@@ -5,19 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.class_files import read_class_file
+from data.class_files import read_numbered_names
 from data.faults import Faults
-from data.folders import TRAIN, VAL, entries, image_files, named, split_folder
+from data.folders import TRAIN, VAL, Found, entries, find_files, named, split_folder
+from data.numbers import whole
 from data.paths import resolve
 from data.textfiles import read_text, read_yaml
 from errors import UserError
-from tasks.detection.formats.reading import whole
 from tasks.detection.formats.splits import Place, unused_note
 
 EXPECTED = "images/{train,val} and labels/{train,val}, or {train,val}/images and .../labels"
 NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
 DESCRIPTIONS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml", "obj.data")
 EMPTY = ("", "~", "null", "none")  # what a text file of options holds where there is nothing
+OWN = (".txt", ".yaml", ".yml", ".data", ".names")  # of labels, lists and descriptions
 MOST_NAMES = 10_000
 
 
@@ -30,6 +31,7 @@ class Description:
         base: the folder to which the places are relative, beside the data folder.
         places: paths of a split's folders, or of lists of images, by the names of splits.
         names: of the classes, or none.
+        listed: the file that lists the names; None where the description itself does.
         keypoints: numbers of keypoints that follow each box.
     """
 
@@ -37,6 +39,7 @@ class Description:
     base: str = ""
     places: dict[str, list[str]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    listed: Path | None = None
     keypoints: int = 0
 
 
@@ -53,12 +56,12 @@ def read_description(root: Path) -> Description:
     if not isinstance(content, dict):
         raise UserError(f"{file} must name the splits and the classes (train, val, names).")
     places = {split: _places(file, split, content.get(split)) for split in (*TRAIN, *VAL)}
-    names = content.get("names")
+    names, listed = content.get("names"), None
     if isinstance(names, str) and file.suffix == ".data":
         listed = resolve(names, [root])
         if listed is None:
             raise UserError(f"{file} names {names}, which is not there: restore it.")
-        names = read_class_file(listed)[0]
+        names = read_numbered_names(listed)
     names = [] if _is_empty(names) else _named(file, names)
     count = content.get("nc", content.get("classes"))
     if names and isinstance(count, str) and count.strip().isdecimal() and int(count) != len(names):
@@ -71,6 +74,7 @@ def read_description(root: Path) -> Description:
         base=base if isinstance(base, str) and not _is_empty(base) else "",
         places=places,
         names=_unique(file, names),
+        listed=listed,
         keypoints=_keypoints(file, content.get("kpt_shape")),
     )
 
@@ -164,7 +168,24 @@ def class_names(root: Path, description: Description) -> list[str]:
     if description.names:
         return description.names
     file = next((f for name in NAME_FILES if (f := root / name).is_file()), None)
-    return _unique(file, read_class_file(file)[0]) if file else []
+    return _unique(file, read_numbered_names(file)) if file else []
+
+
+def reaches_outside(root: Path) -> bool:
+    """Whether the description names lists, folders or a file of names that aren't below ``root``.
+
+    Raises:
+        UserError: see ``read_description``.
+    """
+    description = read_description(root)
+    places = [place for split in description.places.values() for place in split]
+    named = [description.listed, *(_resolve(root, description, place) for place in places)]
+    root = root.resolve()
+    return any(path and not path.resolve().is_relative_to(root) for path in named)
+
+
+def _resolve(root: Path, description: Description, place: str) -> Path | None:
+    return resolve(place, (root / description.base, root))
 
 
 def find_images(
@@ -177,18 +198,18 @@ def find_images(
     """
     described = next((name for name in split_names if description.places.get(name)), None)
     if described:
-        bases = (root / description.base, root)
-        found = [(place, resolve(place, bases)) for place in description.places[described]]
+        places = description.places[described]
+        found = [(place, _resolve(root, description, place)) for place in places]
         gone = next((place for place, path in found if path is None), None)
         if gone is not None:
             raise UserError(
                 f"{description.file} names {gone}, which is not there: restore it, or correct the "
                 "path."
             )
-        return Place(described, _images(root, described, [path for _, path in found], faults))
+        return _images(root, described, [path for _, path in found], faults)
     for place in _usual(root, split_names):
         name = next(n for n in split_names if n in (place.stem.lower(), place.parent.name.lower()))
-        return Place(name, _images(root, name, [place], faults))
+        return _images(root, name, [place], faults)
     return None
 
 
@@ -207,23 +228,26 @@ def _usual(root: Path, split_names: Sequence[str]) -> list[Path]:
 def find_all(root: Path, faults: Faults) -> Place | None:
     """All images of the data folder, from its list or from its folders."""
     place = named(root, ["train.txt"]) or named(root, ["images"]) or root
-    images = _images_of(root, place, faults)
-    return Place("", images) if images else None
+    found = _images_of(root, place, faults)
+    return Place("", *found) if found.files else None
 
 
-def _images(root: Path, split: str, places: Sequence[Path], faults: Faults) -> list[Path]:
-    images = [image for place in places for image in _images_of(root, place, faults)]
+def _images(root: Path, split: str, places: Sequence[Path], faults: Faults) -> Place:
+    all_found = [_images_of(root, place, faults) for place in places]
+    images = [image for found in all_found for image in found.files]
     if not images:
         where = ", ".join(map(str, places))
         raise UserError(
             f"There are no images of the split {split} in {where}: it must hold {EXPECTED}."
         )
-    return images
+    return Place(split, images, [path for found in all_found for path in found.left_out])
 
 
-def _images_of(root: Path, place: Path, faults: Faults) -> list[Path]:
+def _images_of(root: Path, place: Path, faults: Faults) -> Found:
+    """The images of a folder or list, and the files of a folder that are not of the format."""
     if place.is_dir():
-        return [image for _, image in image_files(place, faults)]
+        found = find_files(place, faults)
+        return Found(found.files, [f for f in found.left_out if f.suffix.lower() not in OWN])
     lines = [line.strip() for line in read_text(place).splitlines() if line.strip()]
     bases = (root, place.parent)
     images = []
@@ -234,7 +258,7 @@ def _images_of(root: Path, place: Path, faults: Faults) -> list[Path]:
             faults.add(place, sentence)
         else:
             images.append(image)
-    return images
+    return Found(images, [])
 
 
 def label_file(root: Path, image: Path) -> Path:
