@@ -8,7 +8,7 @@ from typing import Any
 from engine.about import About, different_classes
 from errors import UserError
 from inference.options import PredictOptions, named_values
-from inference.sources import Input, out_names
+from inference.sources import Input, out_names, readable
 from inference.tasks import options_class, with_options
 from inference.trained import Trained
 
@@ -56,7 +56,7 @@ class DatasetSource:
         self.notes = [f"Read with {hint}."] * bool(changed) + list(data.notes)
         self.reader = _reader(task, getattr(data, options.split), data, given)
         self.is_video = model.inference.media == "video"
-        names = unique([self.reader.name(number) for number in range(len(self.reader))])
+        names = unique([readable(self.reader.name(n)) for n in range(len(self.reader))])
         outs = out_names(names)
         kind = model.inference.media
         self.inputs = [Input(name, out, None, kind) for name, out in zip(names, outs, strict=True)]

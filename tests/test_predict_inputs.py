@@ -1,19 +1,25 @@
 """What predict.py reads and where it writes: data sets, names, folders that grow."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from engine.about import About, data_of, parse_about
 from errors import UserError
 from inference.options import PredictOptions
+from inference.output import OutputFolder
 from inference.rows import DatasetSource
+from inference.sources import FileSource, Input, keeping, out_names
 from inference.tasks import options_class
+from tasks.classification.inference import ClassificationResult
 from tasks.classification.sources import load_data
 
 GREY = [[0, 0, 0]]
@@ -90,3 +96,96 @@ def test_data_may_lack_a_class_of_the_weights(task, tmp_path) -> None:
         with found.open(number) as (_, truth):
             labels += truth["labels"].tolist() if task == "detection" else truth.unique().tolist()
     assert set(labels) == ({0} if task == "detection" else {0, 1})
+
+
+def names(source: FileSource) -> list[str]:
+    return [each.name for each in source.inputs]
+
+
+def test_results_are_no_inputs(tmp_path, monkeypatch) -> None:
+    picture(tmp_path / "p" / "x.jpg")
+    picture(tmp_path / "p" / "out" / "pictures" / "x.jpg")
+    picture(tmp_path / "p" / "out" / "raw" / "y.jpg")
+    monkeypatch.chdir(tmp_path / "p")
+    assert names(FileSource(".", "image", "out")) == ["out/raw/y.jpg", "x.jpg"]
+    assert names(FileSource("**/*.jpg", "image", "out")) == ["out/raw/y.jpg", "x.jpg"]
+    assert names(FileSource("out/raw", "image", "out")) == ["y.jpg"]
+    for over in ("out/pictures", "out/pictures/x.jpg", str(tmp_path / "p/out/pictures")):
+        with pytest.raises(UserError, match="another --output"):
+            FileSource(over, "image", "out")
+
+
+def test_videos_are_found_as_training_finds_them(tmp_path) -> None:
+    frames = [Image.new("RGB", (20, 16), (30 * n, 0, 0)) for n in range(4)]
+    (tmp_path / "all" / "gifs").mkdir(parents=True)
+    for name in "ab":
+        place = tmp_path / "all" / "gifs" / f"{name}.gif"
+        frames[0].save(place, save_all=True, append_images=frames[1:])
+    for number in range(3):
+        picture(tmp_path / "all" / "clip" / f"{number}.png")
+    (tmp_path / "all" / "clip" / "notes.md").write_text("no frame")
+    found = FileSource(str(tmp_path / "all"), "video")
+    assert names(found) == ["clip", "gifs/a.gif", "gifs/b.gif"]
+    assert {each.kind for each in found.inputs} == {"video"}
+    assert names(FileSource(str(tmp_path / "all" / "gifs"), "video")) == ["a.gif", "b.gif"]
+    one = FileSource(str(tmp_path / "all" / "clip"), "video")
+    with one.open(0) as (video, _):
+        assert len(one.inputs) == 1 and len(video.times) == 3
+
+
+def test_a_place_once_taken_stays() -> None:
+    first = [Input("a/x.jpg", "x", "a/x.jpg", "image")]
+    both = [Input(n, o, n, "image") for n, o in (("x.jpg", "x"), ("a/x.jpg", "a/x"))]
+    kept = keeping(both, {first[0].name: first[0].out})
+    assert [each.out for each in kept] == ["x-2", "x"]
+    assert keeping(both, {}) == both
+
+
+def test_names_that_are_not_utf8_can_be_written(tmp_path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    try:
+        picture(Path(path))
+    except OSError:
+        pytest.skip("the file system takes no such names")
+    found = FileSource([path], "image")
+    assert found.inputs[0].out == "caf%E9" and found.inputs[0].name.encode()
+    with found.open(0) as (image, _):
+        assert image.shape == (3, 16, 20)
+
+
+class Source:
+    """Inputs without anything behind them."""
+
+    notes: tuple[str, ...] = ()
+    is_scored = False
+
+    def __init__(self, *names: str) -> None:
+        outs = out_names(names)
+        self.inputs = [Input(n, out, n, "image") for n, out in zip(names, outs, strict=True)]
+
+
+def output(path: Path, source: Source, **options: Any) -> OutputFolder:
+    (path.parent / "best.safetensors").write_bytes(b"weights")
+    given = {"weights": str(path.parent / "best.safetensors"), "output": str(path), "input": "all"}
+    model = trained("classification", ["a", "b"])
+    model.classes, model.precision, model.inference.colors = ["a", "b"], "no", GREY * 2
+    return OutputFolder(PredictOptions(**given | options), model, source, Accelerator(cpu=True))
+
+
+def test_nothing_is_lost_when_going_on(tmp_path, capsys) -> None:
+    result = ClassificationResult(torch.tensor([0.25, 0.75]), ["a", "b"])
+    first = output(tmp_path / "out", Source("a/x.jpg", "a/bad.jpg"))
+    first.succeeded(0, None, result, None)
+    first.failed(1, "it is broken \udce9")
+    assert first.conclude() == 1 and "%E9" in capsys.readouterr().out
+    before = (tmp_path / "out" / "predictions.jsonl").read_bytes()
+    for changed in ({"input": "b"}, {"data_options": ["fold=1/5"]}, {"max_frames": 3}):
+        with pytest.raises(UserError, match=f"another {next(iter(changed))}"):
+            output(tmp_path / "out", Source("a/x.jpg"), skip_done=True, **changed)
+    with pytest.raises(UserError, match=r"results of a/x\.jpg"):
+        output(tmp_path / "out", Source("b/x.jpg"), skip_done=True)
+    assert (tmp_path / "out" / "predictions.jsonl").read_bytes() == before
+    again = output(tmp_path / "out", Source("x.jpg", "a/x.jpg"), skip_done=True)  # without bad.jpg
+    assert again.todo == [0] and [each.out for each in again.source.inputs] == ["x-2", "x"]
+    again.succeeded(0, None, result, None)
+    assert again.conclude() == 0 and len(list(again.records())) == 2
