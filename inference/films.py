@@ -74,7 +74,7 @@ def predict_film(
                     file.write(json.dumps({"seconds": time, **task.record(result)}) + "\n")
                     count += 1
                     if "pictures" in task.saved:
-                        drawn = task.draw(picture, result)
+                        drawn = task.draw_frame(picture, result)
                         if writer is None:
                             path = task.file("pictures", each, ".mp4")
                             writer = FilmWriter(path, rate, drawn)
@@ -144,7 +144,7 @@ class FilmWriter:
     def write(self, picture: Tensor) -> None:
         """Append a frame."""
         picture = picture.cpu()
-        if picture.shape[2] != self.size[1] and abs(picture.shape[2] - self.size[1]) > 1:
+        if any(abs(a - b) > 1 for a, b in zip(picture.shape[1:], self.size, strict=True)):
             picture = F.resize(picture, self.size, antialias=True)
         height, width = self.size
         canvas = torch.full((3, height, width), 255, dtype=torch.uint8)

@@ -143,7 +143,7 @@ class OutputFolder:
     def succeeded(self, number: int, media: Any, result: Any, truth: Any) -> None:
         """Write what was found in an input, its line last; may be called by several threads."""
         each = self.source.inputs[number]
-        values = self.task.record(result)
+        values = self.task.record(result) | self.task.files_of(each)
         if truth is not None:
             values["truth"] = self.task.judged(result, truth)
         self.task.write(each, media, result)
