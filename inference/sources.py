@@ -99,7 +99,7 @@ class FileSource:
     def __init__(self, given: str | Sequence[str], media: str, output: str | None = None) -> None:
         self.media, self.notes = media, []
         places = {os.path.abspath(output), os.path.realpath(output)} if output else ()
-        self.results = [Path(place) / name for place in places for name in RESULTS]
+        self.results = tuple(os.path.join(p, name, "") for p in places for name in RESULTS)
         given = [given] if isinstance(given, str) else list(given)
         self.alone = len(given) == 1
         found = [(readable(name), path) for each in given for name, path in self._find(each)]
@@ -169,8 +169,7 @@ class FileSource:
             )
 
     def _is_result(self, path: str | Path) -> bool:
-        place = Path(os.path.abspath(path))
-        return any(place.is_relative_to(folder) for folder in self.results)
+        return os.path.join(os.path.abspath(path), "").startswith(self.results)
 
     def _refuse_result(self, path: str | Path) -> None:
         if self._is_result(path):
