@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,16 +45,17 @@ class DatasetSource:
             own["class_names"] = _names_to_give(task, about.classes)
         taken = as_in_training(about, options.dataset, more)
         given = with_options(task, about.options | taken | own | more)
-        changed = [f"{name}={value}" for name, value in taken.items() if value]
-        hint = f"{', '.join(changed)} as in training; --data_options gives other values"
+        given_as = _as_options(taken)
+        usual = _as_options({name: getattr(options_class(task)(), name) for name in taken})
+        hint = f"{given_as} as in training; --data_options {usual} reads as usual"
         try:
             given.check()
             data = importlib.import_module(f"tasks.{task}.sources").load_data(given)
         except UserError as error:
-            raise UserError(f"{error} (Read with {hint}.)" if changed else str(error)) from None
+            raise UserError(f"{error} (Read with {hint}.)" if taken else str(error)) from None
         if data.classes != about.classes:
             raise UserError(different_classes(options.dataset, data.classes, about.classes))
-        self.notes = [f"Read with {hint}."] * bool(changed) + list(data.notes)
+        self.notes = [f"Read with {hint}."] * bool(taken) + list(data.notes)
         self.reader = _reader(task, getattr(data, options.split), data, given)
         self.is_video = model.inference.media == "video"
         names = unique([readable(self.reader.name(n)) for n in range(len(self.reader))])
@@ -94,6 +96,12 @@ def as_in_training(about: About, dataset: str, more: dict[str, Any]) -> dict[str
         for name, value in about.data.items()
         if name not in {"dataset", *said} and value != getattr(usual, name, value)
     }
+
+
+def _as_options(values: dict[str, Any]) -> str:
+    """As ``--data_options`` takes them."""
+    shown = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+    return " ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def _names_to_give(task: str, classes: list[str]) -> list[str]:

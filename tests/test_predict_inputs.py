@@ -62,8 +62,9 @@ def test_what_training_held_out_is_scored(tmp_path) -> None:
     for name in "ab":
         picture(tmp_path / "train" / name / "y.png")
         picture(tmp_path / "val" / name / "x.png")
-    with pytest.raises(UserError, match="--data_options"):
+    with pytest.raises(UserError, match="--data_options fold=null"):
         source(model, **given)
+    assert len(source(model, data_options=["fold=null"], **given).inputs) == 2
 
 
 def test_masks_are_resized_as_in_training(tmp_path) -> None:
@@ -126,7 +127,9 @@ def test_videos_are_found_as_training_finds_them(tmp_path) -> None:
     (tmp_path / "all" / "clip" / "notes.md").write_text("no frame")
     found = FileSource(str(tmp_path / "all"), "video")
     assert names(found) == ["clip", "gifs/a.gif", "gifs/b.gif"]
-    assert {each.kind for each in found.inputs} == {"video"}
+    for number, each in enumerate(found.inputs):
+        with found.open(number) as (video, _):
+            assert each.kind == "video" and len(video.times) == (3 if each.name == "clip" else 4)
     assert names(FileSource(str(tmp_path / "all" / "gifs"), "video")) == ["a.gif", "b.gif"]
     one = FileSource(str(tmp_path / "all" / "clip"), "video")
     with one.open(0) as (video, _):
