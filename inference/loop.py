@@ -24,7 +24,7 @@ from inference.trained import Trained
 WRITERS = 2  # threads
 WAITING = 64  # results that wait to be written at most
 WAITING_BYTES = 2**28  # of their pictures and masks; a larger one is written before the next
-TOO_LARGE = "it needs more memory than the device has; use --tile, or --cpu"
+TOO_LARGE = "it needs more memory than the device has; use --tile, --batch_size 1, or --cpu"
 
 
 def predict_all(

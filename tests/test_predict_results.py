@@ -20,6 +20,7 @@ from errors import UserError
 from exporting.options import ExportOptions
 from inference.averaging import Averaged
 from inference.data_sets import CocoFolder, picture_name
+from inference.films import _predict
 from inference.loop import Items, Writers
 from inference.sources import Input
 from inference.trained import Trained, inference_of
@@ -109,6 +110,16 @@ def test_a_film_that_fails_ends_no_other(raised, reason, monkeypatch) -> None:
     inference.loop.predict_all(alone, model, source, folder, options)
     ((number, text),) = failed
     assert number == 0 and len(added) == 1 and re.search(reason, text)
+
+
+def test_frames_that_are_too_many_at_a_time_are_taken_one_by_one(monkeypatch) -> None:
+    def predict(pictures: list[int], batch_size: int) -> list[int]:
+        if batch_size > 1:
+            raise torch.OutOfMemoryError("CUDA")
+        return pictures
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    assert _predict(SimpleNamespace(predict=predict), [1, 2, 3], 8) == [1, 2, 3]
 
 
 def test_frames_of_a_film_are_of_one_height() -> None:
