@@ -192,3 +192,14 @@ def test_nothing_is_lost_when_going_on(tmp_path, capsys) -> None:
     assert again.todo == [0] and [each.out for each in again.source.inputs] == ["x-2", "x"]
     again.succeeded(0, None, result, None)
     assert again.conclude() == 0 and len(list(again.records())) == 2
+
+
+def test_weights_of_a_pipeline_know_their_data_too() -> None:
+    from pipeline.options import PipelineOptions
+    from pipeline.training import PipelineTrainer
+
+    options = PipelineOptions(dataset="folder", fold="2/5")
+    state = SimpleNamespace(model=torch.nn.Identity(), progress=SimpleNamespace(step=1, metrics={}))
+    stub = SimpleNamespace(options=options, classes=["a", "b"], device="cpu", state=state)
+    data = PipelineTrainer._about(stub).data
+    assert (data["dataset"], data["fold"]) == ("folder", "2/5")
