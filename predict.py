@@ -25,7 +25,7 @@ def main(options: PredictOptions) -> int:
     """Options → weights → inputs → folder → predict each → one file of all, and scores."""
     accelerator = create_accelerator(options)
     model = load_model(options, accelerator)
-    source = find_source(options, model)
+    source = find_source(options, model, accelerator)
     folder = OutputFolder(options, model, source, accelerator)
     predict_all(accelerator, model, source, folder, options)
     return folder.conclude()

@@ -6,15 +6,17 @@ Nothing here imports torch, so that options can be read from such a file before 
 import importlib.metadata
 import json
 import struct
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from errors import UserError
 
 KEY = "trained"  # the header's entry
-FORMAT = 1
+FORMAT = 2
 PACKAGES = ("torch", "torchvision", "timm", "accelerate")
+# Options of the data that don't say which samples validate, nor how they are read.
+NO_MATTER = ("limit_train", "limit_val", "balance_classes")
 LARGEST_HEADER = 100 * 2**20  # safetensors' own limit
 
 
@@ -35,6 +37,8 @@ class About:
         step: optimizer steps that made the weights.
         metrics: of their evaluation, by name.
         versions: of the packages in use.
+        data: which samples validated, and how they were read: the options of the data set, and its
+            kind as ``dataset``. None is a path.
     """
 
     task: str
@@ -47,6 +51,7 @@ class About:
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
 
     def to_header(self) -> dict[str, str]:
         """The header's entries; safetensors takes texts only."""
@@ -56,6 +61,20 @@ class About:
 def versions() -> dict[str, str]:
     """The versions of the packages that networks and their evaluation come from."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def data_of(options: Any) -> dict[str, Any]:
+    """``About.data`` of a training script's options.
+
+    These are the options of data that a resumed run must keep; paths may change.
+    """
+    kept = [
+        each.name
+        for each in fields(options)
+        if each.metadata["group"] == "data" and each.metadata["resume"] == "same"
+    ]
+    values = {name: getattr(options, name) for name in kept if name not in NO_MATTER}
+    return values | {"dataset": options.dataset.partition(":")[0]}
 
 
 def read_about(path: str | Path) -> About | None:

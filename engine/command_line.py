@@ -65,8 +65,8 @@ def parse(options_class: type[Given], description: str, args: list[str] | None =
         raise UserError(_explain(error, options_class, script)) from None
     values.pop("config", None)
     options = options_class(**vars(values))
-    for name in FILES:  # a shell leaves the ~ of --output_dir=~/runs as it is
-        if isinstance(value := getattr(options, name), str):
+    for name in (*FILES, "output"):  # a shell leaves the ~ of --output_dir=~/runs as it is
+        if isinstance(value := getattr(options, name, None), str):
             setattr(options, name, os.path.expanduser(value))
     options.check()
     return options

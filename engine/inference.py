@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from data.masks import Color
 from data.pixels import PixelScaling
 from data.tiles import Tiles
-from engine.about import About, versions
+from engine.about import About, data_of, versions
 
 USUAL_EPS = 1e-5
 EXCHANGED = ("group_norm", "frozen_bn")  # what training may have put in BatchNorm's place
@@ -126,6 +126,7 @@ class Inference(ABC):
             step=step,
             metrics=measured,
             versions=versions(),
+            data=data_of(self.options),
         )
 
 

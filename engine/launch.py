@@ -191,7 +191,7 @@ def create_accelerator(options: Options) -> "Accelerator":
     from engine.randomness import set_deterministic
     from engine.rendezvous import rendezvous_url
 
-    if not isinstance(options, CommonOptions):  # its number, from accelerate's TPU launcher
+    if not isinstance(options, Options):  # its number, from accelerate's TPU launcher
         _fail("The launch asks for a TPU; these scripts run on CUDA devices and on the CPU.", 2)
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))

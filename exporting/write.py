@@ -84,6 +84,7 @@ def export(model: Trained, options: ExportOptions) -> Exported:
     if options.format == "onnx":
         require("onnx", "onnxscript", "onnxruntime")
     inference = model.inference
+    model.use_tiles(0)  # the network sees one at a time; whoever runs the file cuts the picture
     if not options.nms and inference.task != "detection":
         raise UserError(f"--no_nms is for detection, and not for {inference.task}; leave it out.")
     bytes_in = options.input_type == "uint8"

@@ -81,7 +81,8 @@ def _resized(images: Tensor, size: list[int]) -> Tensor:
     frames = images.flatten(0, -4) if images.ndim == 4 else images.transpose(1, 2).flatten(0, 1)
     resized = F.interpolate(
         frames.float(), size, mode="bilinear", align_corners=False, antialias=True
-    ).to(images.dtype)
+    )
+    resized = (resized if images.is_floating_point() else resized.round()).to(images.dtype)
     if images.ndim == 4:
         return resized
     return resized.unflatten(0, (images.shape[0], images.shape[2])).transpose(1, 2)

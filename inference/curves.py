@@ -54,7 +54,7 @@ class Curve:
 
 def write_curve(path: Path, curve: Curve) -> None:
     """Write a table: a line per clip, the probability of each class."""
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["seconds", *curve.classes])
         for time, row in zip(curve.times.tolist(), curve.probabilities.tolist(), strict=True):

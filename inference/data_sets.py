@@ -41,13 +41,11 @@ class DataSetFolder(ABC):
 
     def add(self, each: Input, media: Tensor, result: DetectionResult) -> None:
         """Copy a picture; a subclass writes its objects."""
-        suffix = Path(each.path or "").suffix.lower()
-        place = self.path / self.images / f"{each.out}{suffix if each.path else '.png'}"
+        place = self.path / self.images / picture_name(each)
         place.parent.mkdir(parents=True, exist_ok=True)
-        if each.path and suffix in IMAGE_SUFFIXES:
+        if _is_copied(each):
             shutil.copyfile(each.path, place)
         else:
-            place = place.with_name(place.name.removesuffix(suffix) + ".png") if suffix else place
             write_file(str(place), encode_png(media.contiguous().cpu(), 3))
 
     @abstractmethod
@@ -55,21 +53,18 @@ class DataSetFolder(ABC):
         """Write the files about all pictures.
 
         Args:
-            records: the lines of the pictures that succeeded.
+            records: the lines of the pictures that succeeded, each with its ``picture``.
             score: the lowest of an object that is written.
         """
 
-    def picture_of(self, record: dict[str, Any]) -> Path:
-        """The picture of a record, relative to the folder of pictures."""
-        base = self.path / self.images
-        stem = base / record["out"]
-        found = sorted(stem.parent.glob(f"{_literal(stem.name)}.*"))
-        named = [path for path in found if path.name[: -len(path.suffix)] == stem.name]
-        return named[0].relative_to(base)
+
+def picture_name(each: Input) -> str:
+    """The file of an input below a data set's folder of pictures: its own kind, or PNG."""
+    return each.out + (Path(each.path).suffix.lower() if _is_copied(each) else ".png")
 
 
-def _literal(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+def _is_copied(each: Input) -> bool:
+    return each.path is not None and Path(each.path).suffix.lower() in IMAGE_SUFFIXES
 
 
 class YoloFolder(DataSetFolder):
@@ -132,7 +127,7 @@ class VocFolder(DataSetFolder):
         lists.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
             names = (f"{record['out']}\n" for record in records)
-            (lists / f"{split}.txt").write_text("".join(names))
+            (lists / f"{split}.txt").write_text("".join(names), encoding="utf-8")
 
 
 class CocoFolder(DataSetFolder):
@@ -145,7 +140,7 @@ class CocoFolder(DataSetFolder):
         images, annotations, results = [], [], []
         for number, record in enumerate(records, start=1):
             height, width = record["size"]
-            name = self.picture_of(record).as_posix()
+            name = record["picture"]
             images.append({"id": number, "file_name": name, "height": height, "width": width})
             for each in record["objects"]:
                 x0, y0, x1, y1 = each["box"]

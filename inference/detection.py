@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from inference.data_sets import CocoFolder, VocFolder, YoloFolder
+from inference.data_sets import CocoFolder, VocFolder, YoloFolder, picture_name
 from inference.sources import Input
 from inference.task_output import TaskOutput, at_drawing_size
 from tasks.detection.figures import draw_objects
@@ -94,6 +94,10 @@ class DetectionOutput(TaskOutput):
         factor = picture.shape[2] / media.shape[2]
         found = result.best(self.options.score).to_draw()
         return draw_objects(picture, found, self.classes, self.colors, factor)
+
+    def files_of(self, each: Input) -> dict[str, Any]:
+        """The picture in a data set."""
+        return {"picture": picture_name(each)} if self.folders else {}
 
     def write(self, each: Input, media: Tensor | None, result: DetectionResult) -> None:
         """The annotated picture, and its part of every data set."""

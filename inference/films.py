@@ -69,12 +69,12 @@ def predict_film(
         with open(lines, "w") as file:
             while batch := list(itertools.islice(frames, options.batch_size)):
                 pictures = [picture for picture, _, _ in batch]
-                results = model.predict(pictures, options.batch_size)
+                results = _predict(model, pictures, options.batch_size)
                 for (picture, time, rate), result in zip(batch, results, strict=True):
                     file.write(json.dumps({"seconds": time, **task.record(result)}) + "\n")
                     count += 1
                     if "pictures" in task.saved:
-                        drawn = task.draw(picture, result)
+                        drawn = task.draw_frame(picture, result)
                         if writer is None:
                             path = task.file("pictures", each, ".mp4")
                             writer = FilmWriter(path, rate, drawn)
@@ -89,6 +89,17 @@ def predict_film(
         raise UserError(f"{each.name} has no frames: replace it or remove it.")
     with open(lines) as file:
         return task.together(map(json.loads, file), count) | {"frames": count}
+
+
+def _predict(model: Trained, pictures: list[Tensor], batch_size: int) -> list[Any]:
+    """Results of frames, one by one where several take more memory than there is."""
+    try:
+        return model.predict(pictures, batch_size)
+    except torch.OutOfMemoryError:
+        if batch_size == 1:
+            raise
+        torch.cuda.empty_cache()
+    return model.predict(pictures, 1)
 
 
 def _film(each: Input) -> Iterator[tuple[Tensor, float, float]]:
@@ -144,7 +155,7 @@ class FilmWriter:
     def write(self, picture: Tensor) -> None:
         """Append a frame."""
         picture = picture.cpu()
-        if picture.shape[2] != self.size[1] and abs(picture.shape[2] - self.size[1]) > 1:
+        if any(abs(a - b) > 1 for a, b in zip(picture.shape[1:], self.size, strict=True)):
             picture = F.resize(picture, self.size, antialias=True)
         height, width = self.size
         canvas = torch.full((3, height, width), 255, dtype=torch.uint8)

@@ -1,10 +1,12 @@
 """The loop of predict.py: load in workers, compute in batches, write in threads."""
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import av
 import torch
 from accelerate import Accelerator
 from torch.utils.data import Dataset
@@ -21,7 +23,8 @@ from inference.trained import Trained
 
 WRITERS = 2  # threads
 WAITING = 64  # results that wait to be written at most
-TOO_LARGE = "it needs more memory than the device has; use --tile, or --cpu"
+WAITING_BYTES = 2**28  # of their pictures and masks; a larger one is written before the next
+TOO_LARGE = "it needs more memory than the device has; use --tile, --batch_size 1, or --cpu"
 
 
 def predict_all(
@@ -60,13 +63,17 @@ def predict_all(
             try:
                 if slides:
                     with source.open(number) as (video, truth):
-                        curve = predict_slid(model, video, options.every, size)
-                    writers.submit(number, None, curve, truth)
+                        found = predict_slid(model, video, options.every, size)
                 else:
-                    values = predict_film(model, folder.task, source.inputs[number], options)
-                    folder.add(source.inputs[number], values)
-            except UserError as error:
-                folder.failed(number, str(error))
+                    found = predict_film(model, folder.task, source.inputs[number], options)
+            except (UserError, av.FFmpegError, RuntimeError, ValueError) as error:
+                found = _reason(error)
+            if isinstance(found, str):
+                folder.failed(number, found)
+            elif slides:
+                writers.submit(number, None, found, truth)
+            else:
+                folder.add(source.inputs[number], found)
             bar.update()
 
 
@@ -105,16 +112,26 @@ def _compute(model: Trained, pixels: torch.Tensor, samples: list[dict[str, Any]]
     """Results of a batch, or where it is too large or unfit of each sample, or why it failed."""
     try:
         return model.of_batch(pixels, samples)
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        reason = TOO_LARGE
     except (RuntimeError, ValueError) as error:
-        text = str(error).strip().partition("\n")[0]
-        reason = f"the network can't take an input of {tuple(pixels[0].shape)} ({text})"
+        reason = _reason(error, f" of {tuple(pixels[0].shape)}")
+    # Outside of the handler, which would keep the batch's memory.
     if len(samples) == 1:
         return [reason]
     parts = zip(pixels.split(1), samples, strict=True)
     return [_compute(model, part, [sample])[0] for part, sample in parts]
+
+
+def _reason(error: Exception, shape: str = "") -> str:
+    """Why an input failed, of what it raised; frees memory where there was too little."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()
+        return TOO_LARGE
+    text = str(error).strip().partition("\n")[0]
+    if isinstance(error, av.FFmpegError):
+        return f"it can't be decoded, or its annotated video not be written ({text})"
+    return f"the network can't take an input{shape} ({text})"
 
 
 class Items(Dataset):
@@ -133,9 +150,9 @@ class Items(Dataset):
         """The prepared input of a number, or {"number", "error"}."""
         try:
             with self.source.open(number) as (media, truth):
-                if self.model.inference.tiles:
-                    media = on_disk_if_large(media)
                 sample = self.model.inference.prepare(media)
+                if self.model.inference.tiles and sample["image"] is media:  # not a resized one
+                    sample["image"] = media = on_disk_if_large(media)
         except UserError as error:
             return {"number": number, "error": str(error)}
         kept = None
@@ -172,25 +189,32 @@ class Writers:
     """
 
     def __init__(self, folder: OutputFolder) -> None:
-        self.folder, self.pending = folder, deque[Future]()
+        self.folder, self.pending = folder, deque[tuple[Future, int]]()
+        self.bytes = 0  # of what is pending
         self.threads = ThreadPoolExecutor(WRITERS)
 
     def __enter__(self) -> "Writers":
         return self
 
-    def submit(self, number: int, *values: Any) -> None:
-        """Write a result soon.
+    def submit(self, number: int, media: Any, result: Any, truth: Any) -> None:
+        """Write a result soon, and before returning where much waits; see OutputFolder.succeeded.
 
         Raises:
             UserError: one before could not be written.
         """
-        self.pending.append(self.threads.submit(self.folder.succeeded, number, *values))
-        while len(self.pending) > WAITING:
+        held = (media, getattr(result, "mask", None), truth)
+        size = sum(math.prod(each.shape) for each in held if hasattr(each, "shape"))
+        done = self.threads.submit(self.folder.succeeded, number, media, result, truth)
+        self.pending.append((done, size))
+        self.bytes += size
+        while len(self.pending) > WAITING or self.bytes > WAITING_BYTES:
             self._finish_first()
 
     def _finish_first(self) -> None:
+        done, size = self.pending.popleft()
+        self.bytes -= size
         try:
-            self.pending.popleft().result()
+            done.result()
         except OSError as error:
             where = error.filename or self.folder.path
             raise UserError(

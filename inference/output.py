@@ -24,7 +24,7 @@ from engine.collectives import from_main_process
 from engine.run_folder import write_atomically
 from errors import UserError
 from inference.options import PredictOptions
-from inference.sources import Input, Source
+from inference.sources import Input, Source, keeping, readable
 from inference.task_output import TaskOutput, task_output
 from inference.trained import Trained
 from models.find_weights import find_weights
@@ -32,7 +32,10 @@ from models.find_weights import find_weights
 RECORDS, TABLE, RUN, METRICS = "predictions.jsonl", "predictions.csv", "run.json", "metrics.json"
 PART = ".part-*.jsonl"
 # What decides about results; another value can't go on in the same folder.
-DECISIVE = ("tile", "overlap", "tta", "every", "score", "top", "save", "dataset", "split")
+DECISIVE = (
+    *("input", "dataset", "data_dir", "split", "data_options", "model_options", "max_frames"),
+    *("tile", "overlap", "tta", "every", "score", "top", "save"),
+)
 
 
 class OutputFolder:
@@ -56,13 +59,14 @@ class OutputFolder:
     ) -> None:
         self.path, self.source, self.accelerator = Path(options.output), source, accelerator
         self.task: TaskOutput = task_output(model, options, self.path)
-        done: set[str] = set()
+        done: dict[str, str] = {}
         if accelerator.is_main_process:
-            self._claim(options)
+            self._claim(options, model)
             done = self._collect()
             for note in source.notes:
                 print(note)
         done = from_main_process(done)
+        source.inputs = keeping(source.inputs, done)
         self.todo = [n for n, each in enumerate(source.inputs) if each.name not in done]
         if done and accelerator.is_main_process:
             print(f"{len(source.inputs) - len(self.todo)} inputs are done, {len(self.todo)} to go.")
@@ -70,8 +74,9 @@ class OutputFolder:
         part = self.path / PART.replace("*", str(accelerator.process_index))
         self._part = open(part, "a")  # noqa: SIM115 (open until concluded)
 
-    def _claim(self, options: PredictOptions) -> None:
+    def _claim(self, options: PredictOptions, model: Trained) -> None:
         made_by = {"weights_sha256": _digest(find_weights(options.weights))}
+        made_by["precision"] = model.precision
         made_by |= {name: asdict(options)[name] for name in DECISIVE}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -96,25 +101,40 @@ class OutputFolder:
                 "--output."
             ) from None
 
-    def _collect(self) -> set[str]:
-        """Bring all lines into one file, in the order of the inputs; the names that succeeded."""
+    def _collect(self) -> dict[str, str]:
+        """Bring all lines into one file, in the order of the inputs.
+
+        Returns:
+            The ``out`` of those that succeeded, by name.
+
+        Raises:
+            UserError: one succeeded before that is no input now, and would be lost.
+        """
         where: dict[str, tuple[Path, int]] = {}
+        done: dict[str, str] = {}
         files = [self.path / RECORDS, *sorted(self.path.glob(PART))]
         for file in filter(Path.exists, files):
             for offset, record in read_records(file):
-                where[record["input"]] = file, offset  # a later line is a later attempt
+                name = record["input"]
+                where[name] = file, offset  # a later line is a later attempt
+                done.pop(name, None)
+                if record["error"] is None:
+                    done[name] = record["out"]
+        lost = sorted(done.keys() - {each.name for each in self.source.inputs})
+        if lost:
+            others = f" and {len(lost) - 1} others" if len(lost) > 1 else ""
+            raise UserError(
+                f"{self.path} holds results of {lost[0]}{others}, which the inputs lack now: give "
+                "the same inputs and more, or another --output."
+            )
         beside = self.path / f".{RECORDS}"
-        done = set()
         with open(beside, "wb") as target:
             for each in self.source.inputs:
                 if each.name in where:
                     file, offset = where[each.name]
                     with open(file, "rb") as lines:
                         lines.seek(offset)
-                        line = lines.readline()
-                    target.write(line)
-                    if json.loads(line)["error"] is None:
-                        done.add(each.name)
+                        target.write(lines.readline())
         beside.replace(self.path / RECORDS)
         for part in self.path.glob(PART):
             part.unlink()
@@ -123,7 +143,7 @@ class OutputFolder:
     def succeeded(self, number: int, media: Any, result: Any, truth: Any) -> None:
         """Write what was found in an input, its line last; may be called by several threads."""
         each = self.source.inputs[number]
-        values = self.task.record(result)
+        values = self.task.record(result) | self.task.files_of(each)
         if truth is not None:
             values["truth"] = self.task.judged(result, truth)
         self.task.write(each, media, result)
@@ -131,7 +151,7 @@ class OutputFolder:
 
     def failed(self, number: int, reason: str) -> None:
         """Note that an input could not be used."""
-        each = self.source.inputs[number]
+        each, reason = self.source.inputs[number], readable(reason)
         self.add(each, {}, reason)
         tqdm_write(f"{each.name}: {reason}")
 
@@ -175,7 +195,7 @@ class OutputFolder:
 
     def _write_table(self) -> None:
         beside = self.path / f".{TABLE}"
-        with open(beside, "w", newline="") as file:
+        with open(beside, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(["input", "status", "reason", *self.task.columns])
             for _, record in read_records(self.path / RECORDS):

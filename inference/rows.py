@@ -2,18 +2,23 @@
 
 import contextlib
 import importlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
-from engine.about import different_classes
+from engine.about import About, different_classes
 from errors import UserError
 from inference.options import PredictOptions, named_values
-from inference.sources import Input, out_names
-from inference.tasks import with_options
+from inference.sources import Input, out_names, readable
+from inference.tasks import options_class, with_options
 from inference.trained import Trained
 
 # Sources whose class ids follow from names, so that they can be put into the model's order.
-BY_NAME = {"detection": ("coco", "voc")}
+BY_NAME = {
+    "detection": ("coco", "voc", "csv", "labelme", "datumaro"),
+    "segmentation": ("coco", "labelme"),
+}
+HOLD_OUT = ("val_share", "fold")  # two ways to say the same
 
 
 class DatasetSource:
@@ -33,20 +38,27 @@ class DatasetSource:
         about, task = model.about, model.about.task
         own = {"dataset": options.dataset, "data_dir": options.data_dir}
         more = named_values(options.data_options, "data_options")
-        if options.dataset in BY_NAME.get(task, ()):
-            own["class_names"] = about.classes
-        given = with_options(task, about.options | own | more)
         for name in more:
-            if not hasattr(given, name):
+            if name not in options_class(task).__dataclass_fields__:
                 raise UserError(f"train_{task}.py has no option {name}; check --data_options.")
-        given.check()
-        data = importlib.import_module(f"tasks.{task}.sources").load_data(given)
+        if options.dataset in BY_NAME.get(task, ()):
+            own["class_names"] = _names_to_give(task, about.classes)
+        taken = as_in_training(about, options.dataset, more)
+        given = with_options(task, about.options | taken | own | more)
+        given_as = _as_options(taken)
+        usual = _as_options({name: getattr(options_class(task)(), name) for name in taken})
+        hint = f"{given_as} as in training; --data_options {usual} reads as usual"
+        try:
+            given.check()
+            data = importlib.import_module(f"tasks.{task}.sources").load_data(given)
+        except UserError as error:
+            raise UserError(f"{error} (Read with {hint}.)" if taken else str(error)) from None
         if data.classes != about.classes:
             raise UserError(different_classes(options.dataset, data.classes, about.classes))
-        self.notes = list(data.notes)
+        self.notes = [f"Read with {hint}."] * bool(taken) + list(data.notes)
         self.reader = _reader(task, getattr(data, options.split), data, given)
         self.is_video = model.inference.media == "video"
-        names = unique([self.reader.name(number) for number in range(len(self.reader))])
+        names = unique([readable(self.reader.name(n)) for n in range(len(self.reader))])
         outs = out_names(names)
         kind = model.inference.media
         self.inputs = [Input(name, out, None, kind) for name, out in zip(names, outs, strict=True)]
@@ -65,10 +77,46 @@ class DatasetSource:
             yield self.reader.read(number)
 
 
+def as_in_training(about: About, dataset: str, more: dict[str, Any]) -> dict[str, Any]:
+    """The options of data of the same kind as the weights' own that differ from the defaults.
+
+    So the samples that were held out of training are scored, and read as training's evaluation did.
+
+    Args:
+        about: of the weights.
+        dataset: what is predicted on.
+        more: what the user says himself, and isn't taken.
+    """
+    if about.data.get("dataset") != dataset.partition(":")[0]:
+        return {}
+    usual = options_class(about.task)()
+    said = {*more, *(HOLD_OUT if more.keys() & set(HOLD_OUT) else ())}
+    return {
+        name: value
+        for name, value in about.data.items()
+        if name not in {"dataset", *said} and value != getattr(usual, name, value)
+    }
+
+
+def _as_options(values: dict[str, Any]) -> str:
+    """As ``--data_options`` takes them."""
+    shown = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+    return " ".join(f"{name}={value}" for name, value in shown.items())
+
+
+def _names_to_give(task: str, classes: list[str]) -> list[str]:
+    """The weights' classes as ``--class_names``; outlines may call the background either way."""
+    if task != "segmentation":
+        return classes
+    from tasks.segmentation.outlines import BACKGROUNDS
+
+    return [*BACKGROUNDS, *(name for name in classes if name not in BACKGROUNDS)]
+
+
 def _reader(task: str, rows: Any, data: Any, options: Any) -> Any:
     reader = importlib.import_module(f"tasks.{task}.dataset").Reader
     if task == "segmentation":
-        return reader(rows, data.rule)
+        return reader(rows, data.rule, options.resize_masks)
     if task == "detection":
         return reader(rows, options.has_masks)
     if task == "video":

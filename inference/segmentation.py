@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -70,13 +70,20 @@ class SegmentationOutput(TaskOutput):
 
     def draw(self, media: Tensor, result: SegmentationResult) -> Tensor:
         """The picture in the colours of its classes, over the names of those that occur."""
+        return self._drawn(media, result, result.names)
+
+    def draw_frame(self, media: Tensor, result: SegmentationResult) -> Tensor:
+        """The same over the names of all classes, so that the next frame is as high."""
+        return self._drawn(media, result, self.classes)
+
+    def _drawn(self, media: Tensor, result: SegmentationResult, names: Sequence[str]) -> Tensor:
         size = drawing_size(*media.shape[-2:])
         mask = result.mask[None]
         if tuple(mask.shape[1:]) != size:
             mask = F.resize_image(mask, list(size), F.InterpolationMode.NEAREST_EXACT)
         colors = torch.tensor(self.colors, dtype=torch.uint8)[mask[0].long()].permute(2, 0, 1)
         drawn = torch.lerp(at_drawing_size(media).cpu().float(), colors.float(), OPACITY)
-        named = [(name, self.colors[self.classes.index(name)]) for name in result.names]
+        named = [(name, self.colors[self.classes.index(name)]) for name in names]
         key = color_key(named, drawn.shape[2])
         return stack([drawn.round().to(torch.uint8), key], GAP)
 

@@ -2,25 +2,31 @@
 
 import contextlib
 import glob
+import os
+import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
+
+from accelerate import Accelerator
 
 from data.decode import read_image
 from data.faults import Faults
 from data.folders import IMAGE_SUFFIXES, find_files
 from data.textfiles import read_text
+from engine.collectives import from_main_process
 from errors import UserError
 from inference.clips import as_video
-from inference.options import PredictOptions
+from inference.options import SAVED, PredictOptions
 from inference.trained import Trained
-from tasks.video.files import VIDEOS
+from tasks.video.files import VIDEOS, find_videos
 
 LISTS = (".txt",)
+RESULTS = (*SAVED, "frames")  # folders below --output
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Input:
     """One input.
 
     Attributes:
-        name: what tables and messages call it; distinct.
+        name: what tables and messages call it; distinct, and of characters that can be written.
         out: the path of what is written for it, below a folder and without suffix; distinct.
         path: of its file; None for a data set's sample, and a camera's number.
         kind: image, video or camera.
@@ -57,8 +63,10 @@ class Source(Protocol):
         """The picture uint8 (3, H, W) or the open video of an input, and its truth or None."""
 
 
-def find_source(options: PredictOptions, model: Trained) -> Source:
-    """What the options name.
+def find_source(options: PredictOptions, model: Trained, accelerator: Accelerator) -> Source:
+    """What the options name; files are looked for by the main process alone (a collective).
+
+    Standard input can be read once only, and folders may change.
 
     Raises:
         UserError: there is nothing, or nothing that the model can take.
@@ -67,7 +75,10 @@ def find_source(options: PredictOptions, model: Trained) -> Source:
         from inference.rows import DatasetSource
 
         return DatasetSource(options, model)
-    return FileSource(options.input, model.inference.media)
+    source = None
+    if accelerator.is_main_process:
+        source = FileSource(options.input, model.inference.media, options.output)
+    return from_main_process(source)
 
 
 class FileSource:
@@ -76,18 +87,24 @@ class FileSource:
     Args:
         given: names of files or folders, globs, lists of names, a camera's number, or "-".
         media: what the model takes: "image", which videos are made of too, or "video".
+        output: the output folder; results in it are no inputs.
 
     Raises:
-        UserError: something isn't there, or there is nothing to predict on.
+        UserError: something isn't there, there is nothing to predict on, or results would be
+            written over an input.
     """
 
     is_scored = False
 
-    def __init__(self, given: str | Sequence[str], media: str) -> None:
+    def __init__(self, given: str | Sequence[str], media: str, output: str | None = None) -> None:
         self.media, self.notes = media, []
+        places = {os.path.abspath(output), os.path.realpath(output)} if output else ()
+        self.results = tuple(os.path.join(p, name, "") for p in places for name in RESULTS)
         given = [given] if isinstance(given, str) else list(given)
         self.alone = len(given) == 1
-        found = [pair for each in given for pair in self._find(each)]
+        found = [(readable(name), path) for each in given for name, path in self._find(each)]
+        for _, path in found:
+            self._refuse_result(path)
         paths = dict(found)
         if len(paths) < len(found):
             self.notes.append(f"{len(found) - len(paths)} names are given twice, and taken once.")
@@ -103,21 +120,19 @@ class FileSource:
     def _find(self, given: str) -> Iterator[tuple[str, str]]:
         """(name, path) of every file that one word of ``--input`` means."""
         path = Path(given).expanduser()
-        if self.media == "video" and _holds_frames(path):
-            yield given, str(path)
-        elif given == "-":
+        if given == "-":
             yield from self._listed(sys.stdin.read(), Path("."))
         elif given.isdecimal() and not path.exists():
             yield f"camera {given}", given
         elif path.is_dir():
-            yield from self._in_folder(path)
+            yield from self._in_folder(given, path)
         elif path.is_file() and path.suffix.lower() in LISTS:
             yield from self._listed(read_text(path), path.parent)
         elif path.is_file():
             yield given, str(path)
         elif glob.has_magic(given):
             found = sorted(glob.glob(str(path), recursive=True))
-            files = [name for name in found if Path(name).is_file()]
+            files = [name for name in found if Path(name).is_file() and not self._is_result(name)]
             if not files:
                 raise UserError(f"No file has a name like {given}: check --input.")
             yield from ((name, name) for name in files)
@@ -132,17 +147,34 @@ class FileSource:
             # One that isn't there is reported with the others that can't be used.
             yield line, str(path if path.exists() or not beside.exists() else beside)
 
-    def _in_folder(self, folder: Path) -> Iterator[tuple[str, str]]:
-        wanted = VIDEOS | IMAGE_SUFFIXES if self.media == "image" else VIDEOS
-        found = find_files(folder, faults := Faults(), wanted)
-        for path in found.files:
+    def _in_folder(self, given: str, folder: Path) -> Iterator[tuple[str, str]]:
+        self._refuse_result(folder)
+        if self.media == "image":
+            found = find_files(folder, faults := Faults(), VIDEOS | IMAGE_SUFFIXES)
+        else:
+            found = find_videos(folder, faults := Faults())
+        files = [path for path in found.files if not self._is_result(path)]
+        left_out = [path for path in found.left_out if not self._is_result(path)]
+        if self.media == "video" and not files and any(_is_frame(folder, p) for p in left_out):
+            yield given, str(folder)  # it is one video
+            return
+        for path in files:
             # Below several folders the same names may occur.
             name = path.relative_to(folder) if self.alone else path
             yield name.as_posix(), str(path)
         self.notes += [f"Left out: {fault.sentence}" for fault in faults.found]
-        if found.left_out:
+        if left_out:
             self.notes.append(
-                f"{len(found.left_out)} other files in {folder} are left out, by their suffix."
+                f"{len(left_out)} other files in {folder} are left out, by their suffix."
+            )
+
+    def _is_result(self, path: str | Path) -> bool:
+        return os.path.join(os.path.abspath(path), "").startswith(self.results)
+
+    def _refuse_result(self, path: str | Path) -> None:
+        if self._is_result(path):
+            raise UserError(
+                f"The input {path} lies where results are written: give another --output."
             )
 
     @contextlib.contextmanager
@@ -160,14 +192,28 @@ class FileSource:
                 yield video, None
 
 
-def _holds_frames(path: Path) -> bool:
-    """Whether a folder is one video: pictures, and neither videos nor folders."""
-    if not path.is_dir():
-        return False
-    inside = [each for each in path.iterdir() if not each.name.startswith(".")]
-    return bool(inside) and all(
-        each.is_file() and each.suffix.lower() in IMAGE_SUFFIXES for each in inside
-    )
+def _is_frame(folder: Path, path: Path) -> bool:
+    return path.parent == folder and path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def readable(text: str) -> str:
+    """A text whose bytes that aren't UTF-8 are written as %FF, since it could not be printed."""
+    return re.sub("[\ud800-\udfff]", lambda found: f"%{ord(found[0]) & 0xFF:02X}", text)
+
+
+def keeping(inputs: Sequence[Input], known: Mapping[str, str]) -> list[Input]:
+    """Inputs of which some have a place already, so that none is written over another's files.
+
+    Args:
+        inputs: in their order.
+        known: the ``out`` of those that are done, by name.
+    """
+    taken, kept = set(known.values()), []
+    for each in inputs:
+        out = known.get(each.name) or _free(each.out, taken)
+        taken.add(out)
+        kept.append(replace(each, out=out))
+    return kept
 
 
 def kind_of(path: str, media: str) -> str:
@@ -195,13 +241,17 @@ def out_names(names: Sequence[str]) -> list[str]:
     taken: set[str] = set()
     for path in plain:
         stem = str(path.with_suffix(""))
-        out = base = stem if stems[stem] == 1 else str(path)
-        number = 2
-        while out in taken:
-            out, number = f"{base}-{number}", number + 1
+        out = _free(stem if stems[stem] == 1 else str(path), taken)
         taken.add(out)
         outs.append(out)
     return outs
+
+
+def _free(base: str, taken: set[str]) -> str:
+    out, number = base, 2
+    while out in taken:
+        out, number = f"{base}-{number}", number + 1
+    return out
 
 
 def _inside(name: str) -> PurePosixPath:

@@ -85,6 +85,14 @@ class TaskOutput(ABC):
     def draw(self, media: Tensor, result: Any) -> Tensor:
         """The annotated picture: uint8 (3, H, W)."""
 
+    def draw_frame(self, media: Tensor, result: Any) -> Tensor:
+        """The same of a video's frame: of one size for frames of one size."""
+        return self.draw(media, result)
+
+    def files_of(self, each: Input) -> dict[str, Any]:
+        """What the line of an input says of its files, for ``conclude``."""
+        return {}
+
     def write(self, each: Input, media: Tensor | None, result: Any) -> None:
         """Write the files of one input."""
         if "pictures" in self.saved and media is not None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from data.masks import default_colors
 from data.pixels import IMAGENET
-from engine.about import About
+from engine.about import About, data_of
 from engine.collectives import sum_over_processes
 from engine.inference import compute_dtype
 from engine.loaders import Loading, count_workers
@@ -144,7 +144,11 @@ class PipelineTrainer(Loop):
 
     def _about(self) -> About:
         inference = ClassificationInference(
-            ClassificationOptions(model=self.options.model, image_size=list(self.options.size)),
+            ClassificationOptions(
+                model=self.options.model,
+                image_size=list(self.options.size),
+                **data_of(self.options),
+            ),
             self.classes,
             default_colors(len(self.classes) + 1)[1:],
             self.device,

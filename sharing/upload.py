@@ -1,6 +1,7 @@
 """From a run's folder to a repository of the hub."""
 
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from sharing.options import ShareOptions
 COPIED = (BEST, "metrics.jsonl")
 # Options whose values are places on somebody's machine.
 PLACES = ("data_dir", "output_dir", "resume")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 MOST_PICTURES = 8
 
 
@@ -87,8 +89,10 @@ def _without_places(recipe: dict[str, Any]) -> dict[str, Any]:
     if kept.get("weights", "none") not in NAMED_WEIGHTS and not kept["weights"].startswith("hub:"):
         kept["weights"] = Path(kept["weights"]).name
     if str(kept.get("dataset", "")).startswith("hub:") and "/" in kept["dataset"]:
-        local = Path(kept["dataset"].removeprefix("hub:")).expanduser()
-        kept["dataset"] = f"hub:{local.name}" if local.exists() else kept["dataset"]
+        name = kept["dataset"].removeprefix("hub:")
+        # A folder need not be there any more, nor on this machine; the hub's names have two parts.
+        if not HUB_NAME.fullmatch(name) or Path(name).exists():
+            kept["dataset"] = f"hub:{Path(name).name}"
     if isinstance(kept.get("class_names"), str):
         kept["class_names"] = Path(kept["class_names"]).name
     return kept

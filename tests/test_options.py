@@ -119,3 +119,11 @@ def test_plan_counts_steps_over_all_processes() -> None:
     assert make_plan(Options(max_steps=7), 100, 1).total_steps == 7
     scaled = make_plan(Options(lr=0.1, scale_lr=16, batch_size=4), 100, 8)
     assert scaled.peak_lr == pytest.approx(0.2)
+
+
+def test_scripts_without_a_run_have_fewer_paths(monkeypatch) -> None:
+    from inference.options import PredictOptions
+
+    monkeypatch.setenv("HOME", "/home/me")
+    given = parse(PredictOptions, "", ["--weights=~/w", "--input=a", "--output=~/out"])
+    assert given.weights == "/home/me/w" and given.output == "/home/me/out"

@@ -18,6 +18,7 @@ from torch import nn
 
 import export
 import predict
+from data.faults import Faults
 from data.on_disk import PictureOnDisk
 from data.tiles import Tiles, Window
 from engine.about import KEY, read_about
@@ -176,7 +177,9 @@ def test_detections_can_be_trained_on(runs, kind, load, pictures, tmp_path) -> N
     (pictures / "one_pixel.png").unlink()  # its boxes have no area
     _, records = predicted(out, runs["detection"].path, input=str(pictures), save=[kind], score=0.0)
     names = load_trained(runs["detection"].path).classes
-    data = load(DetectionOptions(dataset=kind, data_dir=str(out / kind), class_names=names))
+    options = DetectionOptions(dataset=kind, data_dir=str(out / kind), class_names=names)
+    data = load(options, faults := Faults())
+    faults.stop_if_any()
     found = {Path(row["image"]["path"]).stem: row["objects"] for row in data.train}
     for record in records:
         if record["error"] is None:
