@@ -745,7 +745,7 @@ def test_a_row_with_a_wrong_label_is_named(tmp_path):
 
 def test_a_folder_of_one_image_per_class_is_refused(tmp_path):
     make_folder(tmp_path, ("train",), counts=(("a", 1), ("b", 1)))
-    with pytest.raises(UserError, match="All images of the class b .* would be held out"):
+    with pytest.raises(UserError, match=r"All images of the class b .* would be held out"):
         load("folder", tmp_path)
 
 
