@@ -143,7 +143,7 @@ class Trainer(Loop):
             step,
             lr=self.learning_rate(step),
             signum=self.stop.signum,
-            measure_gradient=self._log_due() or self._save_due(),
+            measure_gradient=self._log_due() or self._save_due() or self._eval_due(),
             around_last=self._probe() if several and self._eval_due() else None,
         )
         self.losses.add(progress.step, sums, grad_norm)

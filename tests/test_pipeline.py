@@ -301,7 +301,7 @@ def test_a_signal_gives_its_status(alone, monkeypatch) -> None:
 
 
 def test_another_training_is_not_continued(two, alone, tmp_path) -> None:
-    with pytest.raises(UserError, match="holds another run; add --resume auto"):
+    with pytest.raises(UserError, match=r"holds another run \(.*\); add --resume auto"):
         alone(output_dir=str(two["gpipe"].path))
     with pytest.raises(UserError, match="--microbatches 2 -> 4"):
         alone(resume=str(two["gpipe"].path / "checkpoints" / "step_00000003"), microbatches=4)
