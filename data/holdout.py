@@ -121,8 +121,10 @@ def held_out(
             members.setdefault(label, []).append(sample)
         classes = members.values()
         # Whole originals change sides, also where they are of several classes.
-        out |= np.isin(hashes, [hashes[own].min() for own in classes if not out[own].any()])
-        out &= ~np.isin(hashes, [hashes[own].max() for own in classes if out[own].all()])
+        lowest = [hashes[own].min() for own in classes if not out[own].any()]
+        out |= np.isin(hashes, lowest, kind="sort")  # numpy 2.0's table overflows
+        highest = [hashes[own].max() for own in classes if out[own].all()]
+        out &= ~np.isin(hashes, highest, kind="sort")
     if out.all() or not out.any():
         raise UserError(
             f"{where} has {len(names)} samples of {len(set(groups))} originals, of which "
