@@ -23,7 +23,8 @@ Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 Image.init()
-PICTURE_FORMATS = tuple(name for name in Image.ID if name not in NOT_PICTURES)
+COMMON = ("JPEG", "PNG")  # tried first
+PICTURE_FORMATS = (*COMMON, *(name for name in Image.ID if name not in {*COMMON, *NOT_PICTURES}))
 IMAGE_SUFFIXES = frozenset(
     suffix for suffix, name in Image.registered_extensions().items() if name in PICTURE_FORMATS
 )

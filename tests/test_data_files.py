@@ -20,7 +20,7 @@ from data.folders import (
 )
 from data.holdout import group_of, held_out, hold_out, wants_holdout
 from data.hub import open_hub
-from data.textfiles import read_json, read_text, read_yaml
+from data.textfiles import read_json, read_json_lists, read_text, read_yaml
 from errors import UserError
 from tasks.classification.options import ClassificationOptions
 from tasks.video.options import VideoOptions
@@ -161,6 +161,55 @@ def test_json_nested_too_deeply_and_a_pipe_are_sentences(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="no regular file"):
         read_text(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"a": [{"b": [1, 2.5, -3e2]}, null, "x", []], "c": "d", "e": {"f": []}}',
+        b'\xef\xbb\xbf{"a": [{"b": 1, "b": 2}], "a": [3]}',
+        b'{"a": [NaN, Infinity], "c": 1}',
+        b'{"a": ["\\ud800"]}',
+        b'{"a": [1e999, 123456789012345678901234567890]}',
+        '{"a": ["ä", "\\u00e4"]}'.encode(),
+        b"[1, 2]",
+        b"3",
+    ],
+)
+def test_lists_parsed_one_by_one_are_those_of_json(tmp_path, content):
+    file = tmp_path / "a.json"
+    file.write_bytes(content)
+    found, whole = read_json_lists(file), read_json(file)
+    if isinstance(whole, dict):
+        assert found.keys() == whole.keys()
+        for name, value in whole.items():
+            same = list(found[name]) if isinstance(value, list) else found[name]
+            assert repr(same) == repr(value)  # NaN differs from itself
+            assert not isinstance(value, list) or len(found[name]) == len(value)
+    else:
+        assert found == whole
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"a": [1,]}', b'{"a": ["\xff"]}', b'{"a": [' + b"[" * 100_000, b'{"a": [1]', b""],
+)
+def test_lists_that_are_no_json_are_refused_in_the_same_words(tmp_path, content):
+    file = tmp_path / "a.json"
+    file.write_bytes(content)
+    said = []
+    for read in (read_json, read_json_lists):
+        with pytest.raises(UserError) as caught:
+            read(file)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
+def test_a_number_that_json_refuses_is_a_sentence(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text('{"a": [' + "9" * 5000 + "]}")
+    with pytest.raises(UserError, match="not valid JSON"):
+        list(read_json_lists(file)["a"])
 
 
 # Holding out

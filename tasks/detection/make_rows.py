@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import datasets
+import pyarrow as pa
 
 from data.decode import cell_name
 from data.faults import Faults
@@ -68,7 +69,7 @@ def to_rows(
             _require_file(annotated, header)
             size, stated = _size(annotated, header, upright)
             kept, dropped = _clean(annotated, size, classes, options.needs_masks)
-            columns["image"].append(annotated.image)
+            columns["image"].append(_cell(annotated.image))
             columns["image_id"].append(number if annotated.image_id is None else annotated.image_id)
             columns["height"].append(size[0])
             columns["width"].append(size[1])
@@ -84,7 +85,10 @@ def to_rows(
             else "is ignored (--exif)"
         )
         notes.append(f"{are} an EXIF orientation, which {done}.")
-    return datasets.Dataset.from_dict(columns, features=schema), notes
+    # Arrow's own conversion: that of datasets looks at every number in Python.
+    types = schema.arrow_schema
+    arrays = {name: pa.array(values, types.field(name).type) for name, values in columns.items()}
+    return datasets.Dataset.from_dict(arrays, features=schema), notes
 
 
 def _cell(image: str | dict[str, Any]) -> dict[str, Any]:
@@ -185,7 +189,7 @@ def clip_box(box: Sequence[float], size: tuple[int, int]) -> tuple[list[float], 
         box: in pixels.
         size: (height, width); (0, 0) where it couldn't be read: nothing is clipped.
     """
-    x, y, width, height = (float(value) for value in box)
+    x, y, width, height = map(float, box)
     if not math.isfinite(x + y + width + height):
         return [0.0] * 4, "holds a value that is not a number"
     if width <= 0 or height <= 0:

@@ -7,6 +7,9 @@ image is, its header is read.
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+import pyarrow.compute as pc
+
 from data.balance import repeat_factors
 from data.decode import cell_name
 from data.faults import Faults
@@ -72,11 +75,12 @@ def load_data(options: DetectionOptions, faults: Faults | None = None) -> Detect
 
 def _count_objects(data: DetectionData, split: str) -> list[int]:
     """The number of a split's objects of each class, without crowds."""
-    counts = [0] * len(data.classes)
-    for objects in getattr(data, split)["objects"]:
-        for category, crowd in zip(objects["category"], objects["iscrowd"], strict=True):
-            counts[category] += not crowd
-    return counts
+    table = getattr(data, split).select_columns("objects").with_format("arrow")[:]
+    category, crowd = (
+        np.asarray(pc.list_flatten(pc.struct_field(table["objects"], name)))
+        for name in ("category", "iscrowd")
+    )
+    return np.bincount(category[crowd == 0], minlength=len(data.classes)).tolist()
 
 
 def _no_object(options: DetectionOptions, data: DetectionData, split: str) -> str:

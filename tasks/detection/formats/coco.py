@@ -3,13 +3,12 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from data.faults import Faults
 from data.folders import data_root
-from data.textfiles import read_json
+from data.textfiles import JsonList, read_json_lists
 from errors import UserError
 from tasks.detection.formats.coco_files import find_image_folder, find_split, find_whole
 from tasks.detection.formats.reading import (
@@ -47,8 +46,8 @@ class _Content:
     """What a file holds; nothing but the categories has been looked at."""
 
     file: Path
-    images: list[Any]
-    annotations: list[Any]
+    images: list[Any] | JsonList
+    annotations: list[Any] | JsonList
     categories: dict[Id, _Category]
 
 
@@ -89,20 +88,21 @@ def load_coco(options: DetectionOptions, faults: Faults) -> DetectionData:
             )
     class_ids = {number: classes.index(name) for number, name in names.items()}
 
+    unused: set[str] = set()
+
     def read(place: Place) -> list[Annotated]:
-        return _images(root, place.name, contents[place.found[-1]], class_ids, faults)
+        content = contents[place.found[-1]]
+        return _images(root, place.name, content, class_ids, options.needs_masks, unused, faults)
 
     divided, more = divide(options, root, splits, read, lambda annotated: annotated.image)
-    annotations = chain.from_iterable(content.annotations for content in contents.values())
-    if any(isinstance(entry, dict) and entry.get("keypoints") for entry in annotations):
-        notes.append("The objects have keypoints, which are left out.")
+    notes += [f"The objects have {what}, which are left out." for what in unused]
     return make_data(options, divided, classes, faults, [*notes, *more])
 
 
 def _read(file: Path, faults: Faults) -> _Content:
-    content = read_json(file)
+    content = read_json_lists(file)
     for part in PARTS:
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+        if not isinstance(content, dict) or not isinstance(content.get(part), list | JsonList):
             raise UserError(
                 f"{file} has no list '{part}': a COCO file of objects holds images, annotations "
                 "and categories."
@@ -161,9 +161,15 @@ def _parents(found: dict[Id, _Category], contents: Sequence[_Content]) -> list[I
 
 
 def _images(
-    root: Path, split: str, content: _Content, class_ids: dict[Id, int], faults: Faults
+    root: Path,
+    split: str,
+    content: _Content,
+    class_ids: dict[Id, int],
+    with_masks: bool,
+    unused: set[str],
+    faults: Faults,
 ) -> list[Annotated]:
-    """The images of a file with their objects, in its order."""
+    """The images of a file with their objects, in its order; what objects have besides is noted."""
     file = content.file
     listed = list(read_each(file, "image", content.images, _image, faults))
     path_of = find_image_folder(root, split, file, [name for _, name, _ in listed])
@@ -188,8 +194,10 @@ def _images(
             class_ids[category],
             crowd=flag(entry.get("iscrowd")),
             area=area(entry.get("area")),
-            outline=entry.get("segmentation"),
+            outline=entry.get("segmentation") if with_masks else None,  # most of the file
         )
+        if entry.get("keypoints"):
+            unused.add("keypoints")
 
     for _ in read_each(file, "annotation", content.annotations, add, faults):
         pass

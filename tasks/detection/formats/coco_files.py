@@ -7,7 +7,7 @@ from pathlib import Path, PureWindowsPath
 
 from data.folders import EXAMPLES, TRAIN, VAL, entries, subfolders
 from data.sources import evenly_spaced
-from data.textfiles import read_json
+from data.textfiles import read_json_lists
 from errors import UserError
 from tasks.detection.formats.splits import Place
 
@@ -103,7 +103,7 @@ def _only(files: list[Path]) -> Path:
 def is_coco(file: Path) -> bool:
     """Whether a JSON file holds images, annotations and categories; a broken one doesn't."""
     try:
-        content = read_json(file)
+        content = read_json_lists(file)
     except UserError:
         return False
     return isinstance(content, dict) and content.keys() >= PARTS

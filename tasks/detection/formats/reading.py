@@ -135,6 +135,6 @@ def box(value: Any) -> list[float]:
     """The four numbers of a box, which may be infinite or NaN."""
     if not isinstance(value, list) or len(value) != 4:
         raise ValueError(f"the box {value!s:.60} is not four numbers")
-    if not all(isinstance(number, int | float) for number in value):
+    if not {*map(type, value)} <= {int, float}:
         raise ValueError(f"the box {value!s:.60} holds something else than numbers")
     return [float(number) for number in value]
