@@ -6,6 +6,7 @@ Nothing here imports torch, so that options can be read from such a file before 
 import importlib.metadata
 import json
 import struct
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ FORMAT = 2
 PACKAGES = ("torch", "torchvision", "timm", "accelerate")
 # Options of the data that don't say which samples validate, nor how they are read.
 NO_MATTER = ("limit_train", "limit_val", "balance_classes")
+HOLD_OUT = ("val_share", "fold")  # two ways to say the same
 LARGEST_HEADER = 100 * 2**20  # safetensors' own limit
 
 
@@ -75,6 +77,29 @@ def data_of(options: Any) -> dict[str, Any]:
     ]
     values = {name: getattr(options, name) for name in kept if name not in NO_MATTER}
     return values | {"dataset": options.dataset.partition(":")[0]}
+
+
+def data_as_in_training(
+    about: About, dataset: str, usual: Mapping[str, Any], said: Container[str]
+) -> dict[str, Any]:
+    """The options of data of the same kind as the weights' own that differ from the defaults.
+
+    So the samples that were held out of training are scored, and read as training's evaluation did.
+
+    Args:
+        about: of the weights.
+        dataset: what is scored on.
+        usual: the training script's defaults by name.
+        said: options that the user gives himself, which aren't taken.
+    """
+    if about.data.get("dataset") != dataset.partition(":")[0]:
+        return {}
+    given = {"dataset", *said, *(HOLD_OUT if any(name in said for name in HOLD_OUT) else ())}
+    return {
+        name: value
+        for name, value in about.data.items()
+        if name in usual and name not in given and value != usual[name]
+    }
 
 
 def read_about(path: str | Path) -> About | None:

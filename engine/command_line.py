@@ -12,7 +12,7 @@ import textwrap
 import types
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from engine.about import read_about
+from engine.about import data_as_in_training, read_about
 from engine.options import FILES, GROUPS, Options, default_of
 from errors import UserError
 from models.find_weights import NAMED_WEIGHTS, find_weights
@@ -75,9 +75,10 @@ def parse(options_class: type[Given], description: str, args: list[str] | None =
 def _with_those_of_weights(
     parser: "jsonargparse.ArgumentParser", words: list[str], options_class: type[Options]
 ) -> Any:
-    """The parsed values; without ``--model``, the model is the one that ``--weights`` names.
+    """The parsed values; what is left out is taken from the file that ``--weights`` names.
 
-    With it come the other options of the model and its evaluation that are left out.
+    Without ``--model`` these are the model and the other options of it and its evaluation. With
+    ``--eval_only`` they are also those that say which samples training held out.
     """
     values = parser.parse_args(words)
     weights = getattr(values, "weights", "none")
@@ -90,17 +91,20 @@ def _with_those_of_weights(
         if values.eval_only:
             raise UserError(f"{weights} was trained for {about.task}: use its own script.")
         return values
-    parser.set_defaults({"model": ""})
-    if parser.parse_args(words).model:
-        return values
-    own = {field.name: default_of(field) for field in dataclasses.fields(options_class)}
-    named = {name: value for name, value in about.options.items() if name in own}
+    usual = {field.name: default_of(field) for field in dataclasses.fields(options_class)}
+    said = vars(parser.parse_args(words, defaults=False))
+    named = {}
+    if "model" not in said:
+        named = {name: value for name, value in about.options.items() if name in usual}
     for name, value in named.items():  # train_pipeline.py has one number for a square
-        if isinstance(own[name], int) and isinstance(value, list):
+        if isinstance(usual[name], int) and isinstance(value, list):
             named[name] = value[0]
+    if values.eval_only:
+        named |= data_as_in_training(about, values.dataset, usual, said)
     parser.set_defaults(named)
     shown = " ".join(f"--{k} {_shown(v)}" for k, v in named.items() if v is not None)
-    print(f"As {weights} says, where nothing else is given: {shown}")
+    if shown:
+        print(f"As {weights} says, where nothing else is given: {shown}")
     return parser.parse_args(words)
 
 

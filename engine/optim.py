@@ -1,11 +1,11 @@
 """The optimizer, its learning rate as a function of the step, and the averaged weights."""
 
+import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from timm.optim import param_groups_weight_decay
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from engine.options import TrainingOptions
@@ -17,11 +17,25 @@ def create_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.
         parameters = [p for p in model.parameters() if p.requires_grad]
         groups = [{"params": parameters, "weight_decay": options.weight_decay}]
     else:
-        groups = param_groups_weight_decay(model, weight_decay=options.weight_decay)
+        groups = parameter_groups(model, options.weight_decay)
     if options.optimizer == "sgd":
         momentum = {"momentum": options.momentum, "nesterov": options.momentum > 0}
         return torch.optim.SGD(groups, lr=options.lr, fused=True, **momentum)
     return torch.optim.AdamW(groups, lr=options.lr, fused=True)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for an optimizer: norm layers and biases without decay, then all the rest."""
+    plain, decayed = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_plain = parameter.ndim <= 1 or name.endswith(".bias")
+            (plain if is_plain else decayed).append(parameter)
+    groups = [
+        {"params": plain, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def lr_schedule(options: TrainingOptions, steps: int, peak: float) -> Callable[[int], float]:
@@ -54,23 +68,25 @@ def lr_schedule(options: TrainingOptions, steps: int, peak: float) -> Callable[[
     return lambda step: peak * factor(step)
 
 
-class WeightAverage(ModelEmaV3):
+class WeightAverage:
     """An exponential moving average of a model's weights and running statistics.
 
-    Early on it follows the weights faster (timm's warm-up: after update n it keeps
-    ``min(decay, 1 - n^(-2/3))`` of itself), so it isn't dominated by the random start. Given the
-    step it has no state besides the weights.
-
-    timm looks the tensors up at every update, which takes as long as the update itself. Here they
-    are looked up at the first one, and again if the model's memory is another by then.
+    After update n it keeps ``min(decay, 1 - n^(-2/3))`` of itself. So it follows the weights faster
+    early on, and isn't dominated by the random start. Given the step it has no state besides the
+    weights. The same numbers as timm's ModelEmaV3 with ``use_warmup``, which looks the tensors up
+    at every update: that takes as long as the update itself. Here they are looked up at the first
+    one, and again if the model's memory is another by then.
 
     Args:
         model: on its device.
         decay: in (0, 1).
+
+    Attributes:
+        module: the model with the averaged weights, in evaluation mode.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__(model, decay=decay, use_warmup=True)
+        self.module, self.decay = copy.deepcopy(model).eval(), decay
         self._first: int | None = None  # address of the model's first parameter
         self._floats: tuple[list[Tensor], list[Tensor]] = [], []  # averages, and the model's values
         self._counters: tuple[list[Tensor], list[Tensor]] = [], []
@@ -82,7 +98,8 @@ class WeightAverage(ModelEmaV3):
         if first != self._first:  # DDP, for one, moves parameters
             self._look_up(model)
             self._first = first
-        torch._foreach_lerp_(*self._floats, weight=1 - self.get_decay(step))
+        keep = min(self.decay, 1 - step ** -(2 / 3))
+        torch._foreach_lerp_(*self._floats, weight=1 - keep)
         if self._counters[0]:
             torch._foreach_copy_(*self._counters)
 

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from engine.checkpoint import Checkpoint
+from engine.optim import WeightAverage
 from engine.options import CommonOptions
 from errors import UserError
 from norm import average_running_stats
@@ -78,7 +78,7 @@ class State:
     """
 
     model: nn.Module
-    ema: ModelEmaV3 | None
+    ema: WeightAverage | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None
     progress: Progress

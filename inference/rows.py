@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from engine.about import About, different_classes
+from engine.about import data_as_in_training, different_classes
 from errors import UserError
 from inference.options import PredictOptions, named_values
 from inference.sources import Input, out_names, readable
@@ -18,7 +18,6 @@ BY_NAME = {
     "detection": ("coco", "voc", "csv", "labelme", "datumaro"),
     "segmentation": ("coco", "labelme"),
 }
-HOLD_OUT = ("val_share", "fold")  # two ways to say the same
 
 
 class DatasetSource:
@@ -43,11 +42,11 @@ class DatasetSource:
                 raise UserError(f"train_{task}.py has no option {name}; check --data_options.")
         if options.dataset in BY_NAME.get(task, ()):
             own["class_names"] = _names_to_give(task, about.classes)
-        taken = as_in_training(about, options.dataset, more)
+        usual = vars(options_class(task)())
+        taken = data_as_in_training(about, options.dataset, usual, more)
         given = with_options(task, about.options | taken | own | more)
-        given_as = _as_options(taken)
-        usual = _as_options({name: getattr(options_class(task)(), name) for name in taken})
-        hint = f"{given_as} as in training; --data_options {usual} reads as usual"
+        otherwise = _as_options({name: usual[name] for name in taken})
+        hint = f"{_as_options(taken)} as in training; --data_options {otherwise} reads as usual"
         try:
             given.check()
             data = importlib.import_module(f"tasks.{task}.sources").load_data(given)
@@ -75,27 +74,6 @@ class DatasetSource:
                 yield sample, sample.label
         else:
             yield self.reader.read(number)
-
-
-def as_in_training(about: About, dataset: str, more: dict[str, Any]) -> dict[str, Any]:
-    """The options of data of the same kind as the weights' own that differ from the defaults.
-
-    So the samples that were held out of training are scored, and read as training's evaluation did.
-
-    Args:
-        about: of the weights.
-        dataset: what is predicted on.
-        more: what the user says himself, and isn't taken.
-    """
-    if about.data.get("dataset") != dataset.partition(":")[0]:
-        return {}
-    usual = options_class(about.task)()
-    said = {*more, *(HOLD_OUT if more.keys() & set(HOLD_OUT) else ())}
-    return {
-        name: value
-        for name, value in about.data.items()
-        if name not in {"dataset", *said} and value != getattr(usual, name, value)
-    }
 
 
 def _as_options(values: dict[str, Any]) -> str:

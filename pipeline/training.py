@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from timm.optim import param_groups_weight_decay
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +17,7 @@ from engine.inference import compute_dtype
 from engine.loaders import Loading, count_workers
 from engine.loop import Loop
 from engine.loss_buffer import StepRecord, StepSums, signal_flags
+from engine.optim import parameter_groups
 from engine.plan import Plan
 from engine.randomness import naming_what_is_not_deterministic
 from engine.report import peak_memory_bytes
@@ -77,7 +77,7 @@ class PipelineTrainer(Loop):
 
         stage.to(self.device, self.dtype)
         optimizer = torch.optim.SGD(
-            param_groups_weight_decay(stage, options.weight_decay),
+            parameter_groups(stage, options.weight_decay),
             lr=options.lr,
             momentum=options.momentum,
             nesterov=options.momentum > 0,

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
 from torch import nn
 
-from engine.optim import create_ema, create_optimizer, lr_schedule
+from engine.optim import create_ema, create_optimizer, lr_schedule, parameter_groups
 from tasks.segmentation.options import SegmentationOptions as Options
 
 
@@ -61,6 +63,27 @@ def test_schedules(schedule: str) -> None:
         assert after[0] == 2.0 and sorted(after, reverse=True) == after
         middle = math.cos(math.pi / 4) ** 2 if schedule == "cosine" else 0.5**0.9
         assert after[50] == pytest.approx(2 * middle)
+
+
+def test_groups_and_averages_are_timms() -> None:
+    model = network()
+    model.register_parameter("free", nn.Parameter(torch.ones(2, 2)))
+    model[2].weight.requires_grad_(False)
+    mine, theirs = parameter_groups(model, 0.5), param_groups_weight_decay(model, 0.5)
+    for group, other in zip(mine, theirs, strict=True):
+        assert group["weight_decay"] == other["weight_decay"]
+        assert [id(p) for p in group["params"]] == [id(p) for p in other["params"]]
+    average, other = create_ema(model, 0.9), ModelEmaV3(model, 0.9, use_warmup=True)
+    for step in range(1, 60):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        average.update(model, step)
+        other.update(model, step)
+    for value, expected in zip(
+        *(a.module.state_dict().values() for a in (average, other)), strict=True
+    ):
+        assert torch.equal(value, expected)
 
 
 def test_the_average_follows_early_and_smooths_late() -> None:

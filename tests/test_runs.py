@@ -25,6 +25,7 @@ from engine import evaluation, saving
 from engine import report as report_module
 from engine.background import BackgroundWriter
 from engine.checkpoint import MANIFEST, load_checkpoint, save_state
+from engine.command_line import parse
 from engine.fingerprint import (
     Sample,
     contents_of,
@@ -339,6 +340,20 @@ def test_other_data_are_refused_by_name(flowers, tmp_path, change, words, capsys
     assert len(run.evals) == 2
     # The new data are now the run's.
     on(flowers, run.path, resume="auto", max_steps=10)
+
+
+def test_weights_are_scored_on_what_their_training_held_out(flowers, tmp_path, capsys) -> None:
+    shutil.rmtree(flowers / "val")
+    for kind, number in (("rose", 10), ("rose", 11), ("tulip", 12), ("tulip", 13)):
+        picture(flowers / "train" / kind / f"{number}.png", seed=number)
+    run = on(flowers, tmp_path / "run", fold="2/3")
+    words = ["--eval_only", f"--weights={run.path}", "--dataset=folder", f"--data_dir={flowers}"]
+    assert parse(ClassificationOptions, "", words).fold == "2/3"
+    assert "--fold 2/3" in capsys.readouterr().out
+    said = parse(ClassificationOptions, "", [*words, "--val_share", "0.5"])
+    assert said.fold is None and said.val_share == 0.5
+    assert parse(ClassificationOptions, "", words[1:]).fold is None  # another training
+    assert parse(ClassificationOptions, "", words[:2]).fold is None  # other data
 
 
 def test_other_options_are_named_before_the_data_that_they_change(finished: Run) -> None:
