@@ -24,6 +24,9 @@ from engine.options import CommonOptions
 from engine.run_folder import RunFolder, not_written, write_atomically
 from norm import Disagreement
 
+# Waiting for data is worth a word from this share of the time and these seconds on.
+MUCH_WAITING, LONG_WAITING = 0.2, 10.0
+
 
 class Report:
     """The main process's records; on the other processes every call does nothing.
@@ -209,6 +212,9 @@ class Report:
                 print(f"{what:>8}  {', '.join(there)}")
         if summary["norm"]["advice"]:
             print(f"{'norm':>8}  {summary['norm']['kind']}: {summary['norm']['advice']}")
+        waited = waiting_advice(summary["data_wait_fraction"], summary["seconds"])
+        if waited:
+            print(f"{'data':>8}  {waited}")
         print(f"{'curves':>8}  tensorboard --logdir {path}")
 
 
@@ -237,6 +243,21 @@ def sort_before_now(folder: Path) -> None:
     for number, (path, date) in enumerate(zip(files, dates, strict=True)):
         rest = path.name.split(f".{date}.", 1)[-1]
         os.replace(path, folder / f"events.out.tfevents.{now - len(files) + number:010d}.{rest}")
+
+
+def waiting_advice(share: float, seconds: float) -> str:
+    """A sentence for runs that waited for data; "" where little time went into it.
+
+    Args:
+        share: of the time in which a process waited.
+        seconds: that the run took.
+    """
+    if share < MUCH_WAITING or share * seconds < LONG_WAITING:
+        return ""
+    return (
+        f"{share:.0%} of the time went into waiting for data: give more --num_workers if "
+        "processors are idle, else smaller files."
+    )
 
 
 class Stopwatch:

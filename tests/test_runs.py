@@ -152,6 +152,15 @@ def test_a_finished_run_keeps_its_summary(train: Callable[..., Run], capsys) -> 
     assert "already finished, after 8 steps" in capsys.readouterr().out
 
 
+def test_a_run_that_waited_for_data_says_so(train: Callable[..., Run], monkeypatch, capsys) -> None:
+    train("quick", **LONG)
+    assert "waiting for data" not in capsys.readouterr().out
+    monkeypatch.setattr(report_module, "MUCH_WAITING", 0.0)
+    monkeypatch.setattr(report_module, "LONG_WAITING", 0.0)
+    train("slow", **LONG)
+    assert "of the time went into waiting for data: give more" in capsys.readouterr().out
+
+
 def test_the_times_are_those_of_all_parts(train: Callable[..., Run]) -> None:
     first = train("run", **LONG | {"max_steps": 4})
     state = load_checkpoint(first.path / "checkpoints" / "step_00000004").state
