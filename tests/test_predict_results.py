@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import av
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import exporting.write
 import inference.loop
@@ -26,6 +28,7 @@ from inference.sources import Input
 from inference.trained import Trained, inference_of
 from sharing.upload import _without_places
 from tasks.detection.inference import DetectionResult
+from tasks.segmentation import tiles
 from tasks.segmentation.inference import SegmentationResult
 
 RED_BLUE = [(255, 0, 0), (0, 0, 255)]
@@ -198,3 +201,16 @@ def test_a_detector_of_tiles_is_exported_for_its_own_size(tmp_path, monkeypatch)
 )
 def test_no_folder_of_the_hub_option_is_shared(given, shared) -> None:
     assert _without_places({"dataset": given})["dataset"] == shared
+
+
+@pytest.mark.parametrize("size", [(31, 57), (7, 5), (10, 40), (31, 12), (10, 12)])
+def test_enlarging_in_bands_is_interpolation(size, monkeypatch) -> None:
+    logits = torch.randn(2, 3, 10, 12, dtype=torch.float64)
+    expected = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    monkeypatch.setattr(tiles, "VALUES", 2 * 3 * size[1] * 4)
+    parts = list(tiles.enlarged(logits, size))
+    assert len(parts) == (1 if size == (10, 12) else ceil(size[0] / 4))
+    whole = torch.full_like(expected, torch.nan)
+    for window, part in parts:
+        window.of(whole).copy_(part)
+    assert torch.allclose(whole, expected, rtol=0, atol=1e-12)

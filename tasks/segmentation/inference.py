@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from data.pixels import IMAGENET, PixelScaling
 from data.tiles import Window
 from engine.inference import Inference
 from models.segmentation import build_segmentation_model
-from tasks.segmentation.tiles import blended
+from tasks.segmentation.metrics import most_probable
+from tasks.segmentation.tiles import blended, enlarged
 from tasks.segmentation.transforms import eval_transform
 
 
@@ -99,52 +99,51 @@ class SegmentationInference(Inference):
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return image.contiguous(memory_format=layout)
 
-    def logits(self, model: nn.Module, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits (B, K, *size) of images that ``scaled`` has made."""
-        logits = model(images)["out"].to(self.dtype)
-        if logits.shape[-2:] != size:
-            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-        return logits
-
     def results(
         self, model: nn.Module, pixels: Tensor, samples: list[dict[str, Any]]
     ) -> list[SegmentationResult]:
         """A mask for every picture of a batch."""
         size = samples[0]["size"]
-        if self.tiles:
-            masks = [self._mask_in_tiles(model, picture, size) for picture in pixels]
-        else:
-            logits = self.logits(model, self.of_bytes(model, pixels), size)
-            masks = logits.argmax(1).to(torch.uint8).cpu()
+        masks = torch.empty(len(samples), *size, dtype=torch.uint8)
+        for number, window, logits in self.parts(model, pixels, size):
+            window.of(masks[number]).copy_(most_probable(logits))
         return [SegmentationResult(mask, self.classes) for mask in masks]
 
-    def _mask_in_tiles(self, model: nn.Module, picture: Tensor, size: tuple[int, int]) -> Tensor:
-        mask = torch.empty(size, dtype=torch.uint8)
-        for window, logits in self.in_tiles(model, picture, size):
-            window.of(mask).copy_(logits.argmax(0))
-        return mask
-
-    def in_tiles(
-        self, model: nn.Module, picture: Tensor, size: tuple[int, int]
-    ) -> Iterator[tuple[Window, Tensor]]:
-        """Logits (K, h, w) of the parts of a picture, which cover it.
+    def parts(
+        self, model: nn.Module, pixels: Tensor, size: tuple[int, int]
+    ) -> Iterator[tuple[slice, Window, Tensor]]:
+        """Logits of parts of pictures, which cover them; no whole picture's are kept in full size.
 
         Args:
             model: in evaluation mode.
-            picture: uint8 (3, h, w) on the CPU, resized as evaluation does.
-            size: (H, W) of the result; where it is another than the picture's, there is one part.
+            pixels: uint8 (B, 3, h, w) on the CPU, resized as evaluation does.
+            size: (H, W) of the result.
+
+        Yields:
+            Which pictures, a part of them, and its logits (B', K, h', w') until the next part.
         """
-        shape = tuple(picture.shape[-2:])
+        if not self.tiles:
+            logits = model(self.of_bytes(model, pixels))["out"].to(self.dtype)
+            for window, part in enlarged(logits, size):
+                yield slice(None), window, part
+            return
+        for number, picture in enumerate(pixels):
+            for window, part in self._in_tiles(model, picture, size):
+                yield slice(number, number + 1), window, part
 
+    def _in_tiles(
+        self, model: nn.Module, picture: Tensor, size: tuple[int, int]
+    ) -> Iterator[tuple[Window, Tensor]]:
         def logits_of(windows: Tensor) -> Tensor:
-            return self.logits(model, self.of_bytes(model, windows), windows.shape[-2:])
+            logits = model(self.of_bytes(model, windows))["out"].to(self.dtype)
+            return torch.cat([part for _, part in enlarged(logits, windows.shape[-2:])], -2)
 
+        shape = tuple(picture.shape[-2:])
         parts = blended(logits_of, picture, self.tiles, len(self.classes), self.at_once)
         if shape == tuple(size):
-            yield from parts
+            yield from ((window, logits[None]) for window, logits in parts)
             return
-        whole = torch.empty(len(self.classes), *shape, dtype=self.dtype, device=self.device)
+        whole = torch.empty(1, len(self.classes), *shape, dtype=self.dtype, device=self.device)
         for window, logits in parts:
             window.of(whole).copy_(logits)
-        whole = F.interpolate(whole[None], size, mode="bilinear", align_corners=False)[0]
-        yield Window(0, 0, *size), whole
+        yield from enlarged(whole, size)

@@ -125,50 +125,27 @@ class Segmentation(Task):
             parts["aux"] = self.options.aux_loss * aux / pixels
         return Losses(parts)
 
-    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Logits (B, K, H, W) at the resolution of the mask."""
-        return self.inference.logits(model, batch["image"], batch["mask"].shape[-2:])
-
     def evaluate(self, model: nn.Module, batches: Iterator[list[dict[str, Tensor]]]) -> Tally:
         """The confusion matrix (K, K), truth against prediction, the losses and denominators."""
         classes = len(self.data.classes)
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         sums = {"confusion": zero.expand(classes, classes).clone()}
         sums |= {name: zero.clone() for name in ("ce", "dice", "pixels", "images")}
-        for images in self._of_one_kind(batches):
-            dice = []
-            for logits, mask in self._parts(model, images):
+        for images in (group for groups in batches for group in groups):
+            masks = images["mask"]
+            dice = torch.zeros(3, len(masks), classes, dtype=self.dtype, device=self.device)
+            size = tuple(masks.shape[-2:])
+            for number, window, logits in self.inference.parts(model, images["image"], size):
+                mask = window.of(masks[number]).to(self.device, non_blocking=True).long()
                 confusion, cross_entropy = count_pixels(logits, mask, self.class_weights)
                 sums["confusion"] += confusion
                 sums["ce"] += cross_entropy
                 sums["pixels"] += weight_sum(mask, self.class_weights).double()
                 if self.options.loss == "ce_dice":
-                    dice.append(dice_counts(logits, mask))
-            if dice:
-                counts = tuple(sum(parts) for parts in zip(*dice, strict=True))
-                sums["dice"] += dice_of_counts(counts)
-            sums["images"] += len(images["mask"])
+                    dice[:, number] += torch.stack(dice_counts(logits, mask))
+            sums["dice"] += dice_of_counts(dice)
+            sums["images"] += len(masks)
         return Tally(sums)
-
-    def _of_one_kind(self, batches: Iterator[list[dict[str, Tensor]]]) -> Iterator[Batch]:
-        """Images and masks that are computed together: of one size, or in tiles a single one."""
-        for group in (group for groups in batches for group in groups):
-            if self.inference.tiles:
-                pairs = zip(group["image"].split(1), group["mask"].split(1), strict=True)
-                yield from ({"image": image, "mask": mask} for image, mask in pairs)
-            else:
-                yield group
-
-    def _parts(self, model: nn.Module, images: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits (B, K, h, w) and masks int64 (B, h, w) of parts of images, which cover them."""
-        if not self.inference.tiles:
-            batch = self.to_device(images)
-            yield self.predict(model, batch), batch["mask"]
-            return
-        mask = images["mask"]
-        parts = self.inference.in_tiles(model, images["image"][0], tuple(mask.shape[-2:]))
-        for window, logits in parts:
-            yield logits[None], window.of(mask).to(self.device).long()
 
     def score(self, sums: dict[str, Tensor], records: list) -> Evaluation:
         """Mean IoU, the IoU of every class that occurs, pixel accuracy and loss."""

@@ -1,13 +1,14 @@
-"""Segmenting a picture in tiles: blended where they overlap, in memory that the tile bounds."""
+"""Logits of large pictures, part by part: tiles blended where they overlap, and enlarging."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from data.tiles import Tiles, Window
 
-VALUES = 2**23  # of logits kept at a time: wider pictures are worked through in several bands
+VALUES = 2**23  # of logits kept at a time: larger pictures are worked through in several bands
 
 
 def blended(
@@ -60,3 +61,37 @@ def blended(
             still_open = buffer[:, below - top :].clone()
             buffer[:, : still_open.shape[1]] = still_open
             buffer[:, still_open.shape[1] :] = 0
+
+
+def enlarged(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[Window, Tensor]]:
+    """Logits at another resolution, in bands of rows, as bilinear interpolation gives them.
+
+    In full size the logits of a photograph are many times as large as it: 12 megapixels and 21
+    classes take 1 GB.
+
+    Args:
+        logits: (B, K, h, w).
+        size: (H, W) of the result.
+
+    Yields:
+        A part of the result, and its logits (B, K, rows, W).
+    """
+    images, classes, height, width = logits.shape
+    if (height, width) == tuple(size):
+        yield Window(0, 0, *size), logits
+        return
+    # Between the middles of pixels, as interpolate with align_corners=False.
+    places = (torch.arange(size[0], dtype=torch.float64) + 0.5) * (height / size[0]) - 0.5
+    places = places.clamp(0, height - 1)
+    above = places.floor().long()
+    below, share = (above + 1).clamp(max=height - 1), places - above
+    above, below = above.to(logits.device), below.to(logits.device)
+    share = share.to(logits)[:, None]
+    rows = max(1, VALUES // (images * classes * size[1]))
+    for top in range(0, size[0], rows):
+        band = slice(top, min(top + rows, size[0]))
+        part = torch.lerp(logits[:, :, above[band]], logits[:, :, below[band]], share[band])
+        count = band.stop - top
+        if width != size[1]:
+            part = F.interpolate(part, (count, size[1]), mode="bilinear", align_corners=False)
+        yield Window(top, 0, count, size[1]), part
