@@ -4,7 +4,7 @@ Every process knows from (seed, step) which samples a step takes, so labels need
 the pipeline; they are read without decoding their images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice, repeat
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from data.decode import SampleError
 from data.stream import RankBatches, RankShard, SampleKey, SampleStream
 from engine.loaders import Loading, make_loader, started
 from pipeline.schedule import Place
@@ -72,6 +73,7 @@ class PipelineBatches:
         val_labels: int64 (M,), their classes.
         place: of this process.
         loading: how images are loaded.
+        image_size: their height and width.
     """
 
     def __init__(
@@ -83,11 +85,13 @@ class PipelineBatches:
         val_labels: Tensor,
         place: Place,
         loading: Loading,
+        image_size: tuple[int, int],
     ) -> None:
         self.train_labels, self.val_labels = train_labels, val_labels
         self.keys, self.has_labels = keys, place.is_last
         self.shard = RankShard(len(val_labels), place.replica, place.replicas)
         self._train_images = self._val_loader = None
+        self.size = tuple(image_size)
         if place.is_first:
             self._train_images = iter(make_loader(train, _stack, loading, batch_sampler=keys))
             batches = {"sampler": self.shard, "batch_size": keys.size}
@@ -99,16 +103,26 @@ class PipelineBatches:
             labels = self.train_labels[[key.index for key in keys]]
             yield images, labels if self.has_labels else None
 
-    def validation(self) -> Iterator[Batch]:
+    def validation(self, failed: Callable[[SampleError], None]) -> Iterator[Batch]:
         """This pipeline's share of the validation data; every sample is in one pipeline's share.
 
         A pipeline takes batches of one size only, so the last one is filled up with black images.
-        They have no labels: the last batch has fewer labels than images.
+        They have no labels: the last batch has fewer labels than images. The stages need each other
+        for every batch, so a batch that can't be read is black too.
+
+        Args:
+            failed: gets the error of such a batch.
         """
-        loaded = iter(self._val_loader) if self._val_loader else repeat(None)
+        loaded = iter(self._val_loader) if self._val_loader else None
         mine, size = list(self.shard.indices), self.keys.size
-        for first, images in zip(range(0, len(mine), size), loaded, strict=False):
-            if images is not None:
+        for first in range(0, len(mine), size):
+            images = None
+            if loaded:
+                try:
+                    images = next(loaded)
+                except SampleError as error:
+                    failed(error)
+                    images = torch.zeros(0, 3, *self.size, dtype=torch.uint8)
                 images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, size - len(images)))
             labels = self.val_labels[mine[first : first + size]]
             yield images, labels if self.has_labels else None

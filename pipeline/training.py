@@ -102,6 +102,7 @@ class PipelineTrainer(Loop):
             torch.tensor(data.val["label"][:]),
             place,
             Loading(count_workers(options.num_workers, len(train)), self.device.type == "cuda"),
+            options.size,
         )
         self.train_batches, self.loaders = self.batches.train(), self.batches.loaders
         self.mean, self.std = IMAGENET.of_bytes(self.dtype, self.device, dims=2)
@@ -167,13 +168,13 @@ class PipelineTrainer(Loop):
         self.times = Times(*map(sum, zip(self.times, times, strict=True)))
         return times
 
-    def _score(self) -> Evaluation:
-        """Score the whole validation data (a few collectives).
+    def _score(self) -> Evaluation | None:
+        """Score the whole validation data (a few collectives); None if a file can't be read.
 
         The stages need each other for every batch, so none of them stops before the end.
         """
         counts = ClassCounts(len(self.classes), self.device)
-        for batch in self.batches.validation():
+        for batch in self.batches.validation(self.stop.fail):
             self.stop.beat()
             images, labels = self._to_device(batch)
             logits = self.pipeline.predict(images)
@@ -181,6 +182,9 @@ class PipelineTrainer(Loop):
                 logits = logits[: len(labels)].to(self.dtype)
                 counts.add_hits(logits, labels)
                 counts.sums["loss"] += F.cross_entropy(logits, labels, reduction="sum")
+        failed = torch.tensor(float(self.stop.error is not None), device=self.device)
+        if sum_over_processes(failed):
+            return None
         for value in counts.sums.values():
             sum_over_processes(value)
         scores = class_metrics(counts.sums, self.classes)

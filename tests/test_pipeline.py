@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from timm.optim import param_groups_weight_decay
 from torch import nn
@@ -37,6 +38,7 @@ from pipeline.training import PipelineTrainer
 from tasks.classification.dataset import EvalDataset, Reader, TrainDataset
 from tasks.classification.transforms import eval_transform, train_transform
 from tests.conftest import Run, accelerate, flags, launched
+from tests.test_launch import said
 from tests.test_resume import interrupt, kill_one, terminate
 
 TINY = {
@@ -334,6 +336,22 @@ def test_weights_that_are_no_numbers_are_not_saved(alone, tmp_path) -> None:
         assert all(tensor.isfinite().all() for tensor in load_file(file).values()), file.name
 
 
+def test_a_bad_validation_file_ends_all_stages_with_its_name(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "val")):
+        for kind in ("rose", "tulip"):
+            (tmp_path / split / kind).mkdir(parents=True)
+            for image in range(6):
+                color = (number * 90, image * 40, len(kind) * 30)
+                Image.new("RGB", (32, 32), color).save(tmp_path / split / kind / f"{image}.png")
+    (tmp_path / "val" / "rose" / "2.png").write_bytes(b"no picture")
+    options = TINY | {"dataset": "folder", "data_dir": tmp_path, "output_dir": tmp_path / "run"}
+    run = launched(accelerate(2, "train_pipeline.py", *flags(**options)), tmp_path / "run")
+    assert run.status != 0
+    assert "rose/2.png" in "".join(run.output.splitlines()[-3:])
+    assert sum("rose/2.png" in line for line in said(run)) == 1  # then the launcher's own report
+    assert run.output.count("Traceback") <= 1 and run.checkpoints
+
+
 def test_data_are_checked(alone, tmp_path, capsys) -> None:
     assert alone(check_data=True).status == 0
     assert "train: 24 samples, 0 bad" in capsys.readouterr().out
@@ -411,7 +429,7 @@ def test_pipelines_together_have_the_micro_batches_of_one(replicas: int) -> None
             place = Place(1, replicas, 0, replica, None, None, None)
             keys = PipelineKeys(stream, place, 12, 3, start=1, stop=4)
             train, val = (Counted(), labels, keys), (Counted(), val_labels)
-            made.append(PipelineBatches(*train, *val, place, Loading(0, False)))
+            made.append(PipelineBatches(*train, *val, place, Loading(0, False), (1, 1)))
         return made
 
     labels, stream = torch.arange(20), SampleStream(20, 0)
@@ -423,13 +441,14 @@ def test_pipelines_together_have_the_micro_batches_of_one(replicas: int) -> None
         assert whole.flatten().tolist() == stream.step_indices(step, 12)
     assert step == 3
 
-    seen = [label for each in both for _, part in each.validation() for label in part.tolist()]
+    parts = [labels for each in both for _, labels in each.validation(pytest.fail)]
+    seen = torch.cat(parts).tolist()
     assert sorted(seen) == list(range(20))
-    size = 12 // replicas
-    assert all(len(images) == size for each in both for images, _ in each.validation())
+    whole = [images for each in both for images, _ in each.validation(pytest.fail)]
+    assert all(len(images) == 12 // replicas for images in whole)
 
     # Fewer samples than pipelines.
-    assert sum(len(list(each.validation())) for each in batches(labels[:1])) == 1
+    assert sum(len(list(each.validation(pytest.fail))) for each in batches(labels[:1])) == 1
 
 
 # Mistakes
