@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -82,9 +83,22 @@ class Inference(ABC):
         """Bytes in the order of dimensions in which the network takes them."""
         return pixels
 
-    @abstractmethod
+    @cached_property
+    def _constants(self) -> tuple[Tensor, Tensor]:
+        dims = 3 if self.media == "video" else 2
+        return self.scaling.of_bytes(self.dtype, self.device, dims)
+
     def scaled(self, pixels: Tensor) -> Tensor:
         """Bytes on the device, as the float tensor that the network takes."""
+        mean, std = self._constants
+        values = self.arranged(pixels).to(self.dtype, copy=True)
+        return self.laid_out(values.sub_(mean).div_(std))  # in place: clips are large
+
+    def laid_out(self, inputs: Tensor) -> Tensor:
+        """In the memory format that ``--channels_last`` asks for."""
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        wanted = formats[inputs.dim()] if self.options.channels_last else torch.contiguous_format
+        return inputs.contiguous(memory_format=wanted)
 
     def of_bytes(self, model: nn.Module, pixels: Tensor) -> Tensor:
         """A batch of bytes on the CPU as what a network takes, on the device."""

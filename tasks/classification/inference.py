@@ -77,18 +77,6 @@ class ClassificationInference(Inference):
         """{"image": uint8 (3, h, w)}, the middle of the picture."""
         return {"image": self.transform(tv_tensors.Image(media)).as_subclass(torch.Tensor)}
 
-    @cached_property
-    def _constants(self) -> tuple[Tensor, Tensor]:
-        return self.scaling.of_bytes(self.dtype, self.device, dims=2)
-
-    def scaled(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) → float, with scaled pixels."""
-        mean, std = self._constants
-        image = (pixels.to(self.dtype) - mean) / std
-        channels_last = self.options.channels_last
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        return image.contiguous(memory_format=layout)
-
     def probabilities(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """(B, K) of images that ``scaled`` has made."""
         return model(inputs).to(self.dtype).softmax(1)

@@ -120,10 +120,7 @@ class DetectionInference(Inference):
 
     def scaled(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) → float from 0 to 1."""
-        image = pixels.to(self.dtype) / 255
-        channels_last = self.options.channels_last
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        return image.contiguous(memory_format=layout)
+        return self.laid_out(pixels.to(self.dtype) / 255)
 
     def results(
         self, model: nn.Module, pixels: Tensor, samples: list[dict[str, Any]]

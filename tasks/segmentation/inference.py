@@ -87,18 +87,6 @@ class SegmentationInference(Inference):
         """The size of the resized picture and of the result."""
         return tuple(sample["image"].shape), sample["size"]
 
-    @cached_property
-    def _constants(self) -> tuple[Tensor, Tensor]:
-        return self.scaling.of_bytes(self.dtype, self.device, dims=2)
-
-    def scaled(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) → float, with scaled pixels."""
-        mean, std = self._constants
-        image = (pixels.to(self.dtype) - mean) / std
-        channels_last = self.options.channels_last
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        return image.contiguous(memory_format=layout)
-
     def results(
         self, model: nn.Module, pixels: Tensor, samples: list[dict[str, Any]]
     ) -> list[SegmentationResult]:

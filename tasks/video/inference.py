@@ -69,23 +69,9 @@ class VideoInference(Inference):
         """Clips of an open video in their windows; see ``dataset.read_views``."""
         return read_views(video.read, clips, self.options.eval_short_side, self.windows)
 
-    @cached_property
-    def _constants(self) -> tuple[Tensor, Tensor]:
-        return self.scaling.of_bytes(self.dtype, self.device, dims=3)
-
     def arranged(self, pixels: Tensor) -> Tensor:
         """uint8 (..., T, 3, H, W) → (B, 3, T, H, W); views follow each other."""
         return pixels.flatten(0, -5).transpose(1, 2)
-
-    def scaled(self, pixels: Tensor) -> Tensor:
-        """uint8 (..., T, 3, H, W) → float clips (B, 3, T, H, W); views follow each other."""
-        mean, std = self._constants
-        clips = (
-            self.arranged(pixels).to(self.dtype).sub_(mean).div_(std)
-        )  # in place: clips are large
-        channels_last = self.options.channels_last
-        layout = torch.channels_last_3d if channels_last else torch.contiguous_format
-        return clips.contiguous(memory_format=layout)
 
     def probabilities(self, model: nn.Module, clips: Tensor, videos: int, at_once: int) -> Tensor:
         """(videos, views, K) of clips that ``scaled`` has made, so many of them at a time."""
