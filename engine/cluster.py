@@ -4,6 +4,7 @@
 tell each its number in variables of their own. Here they become those that torchrun sets.
 """
 
+import os
 import re
 from collections.abc import MutableMapping
 
@@ -55,7 +56,9 @@ def join_tasks(environment: Environment) -> None:
                 "launch --num_processes N instead."
             )
         rank, size, local_rank, local_size = (int(environment[name]) for name in names)
-        job, first = (environment.get("PMIX_NAMESPACE", ""), str(size)), None
+        # MPICH names no job: its launcher is the parent of all tasks on a machine.
+        launcher = str(os.getppid()) if local_size == size else ""
+        job, first = (environment.get("PMIX_NAMESPACE", launcher), str(size)), None
         if local_size < size and "MASTER_ADDR" not in environment:
             raise UserError(
                 f"The {size} tasks of MPI are on several machines: give them the first machine's "
