@@ -13,7 +13,8 @@ import types
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from engine.about import data_as_in_training, read_about
-from engine.options import FILES, GROUPS, Options, default_of
+from engine.fields import GROUPS, Options, default_of
+from engine.options import FILES
 from errors import UserError
 from models.find_weights import NAMED_WEIGHTS, find_weights
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from engine.cluster import join_tasks
 from engine.command_line import Given, parse
-from engine.options import CommonOptions, Options
+from engine.fields import Options
+from engine.options import CommonOptions
 from engine.run_folder import continues, refuse_other_run
 from engine.stop import end_with_the_launcher
 from errors import UserError

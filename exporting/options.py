@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.options import Options, file_option, weights_option
+from engine.fields import Options, file_option, weights_option
 from errors import UserError
 
 OPSET = 20  # of ONNX

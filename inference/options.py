@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import yaml
 
-from engine.options import (
+from engine.fields import (
     SHARE,
     Options,
     input_option,

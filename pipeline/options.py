@@ -3,13 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from engine.options import (
-    CommonOptions,
-    data_option,
-    length_option,
-    model_option,
-    optimisation_option,
-)
+from engine.fields import data_option, length_option, model_option, optimisation_option
+from engine.options import CommonOptions
 from errors import UserError
 
 

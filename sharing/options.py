@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from engine.options import Options, input_option, output_option
+from engine.fields import Options, input_option, output_option
 from errors import UserError
 
 

@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from engine.options import (
+from engine.fields import (
     SHARE,
-    TrainingOptions,
     augmentation_option,
-    color_jitter_option,
     data_option,
     evaluation_option,
     length_option,
     model_option,
     optimisation_option,
 )
+from engine.options import TrainingOptions, color_jitter_option
 
 
 @dataclass
