@@ -21,7 +21,8 @@ test-oldest: $(VENV)-oldest/.installed  ## the oldest versions: the layer, a run
 	$(VENV)-oldest/bin/python -m pytest --numprocesses 2 --dist loadfile $(OLDEST)
 
 OLDEST = tests/test_norm.py tests/test_norm_processes.py tests/test_video_data.py \
-	tests/test_detection_metrics.py tests/test_scripts.py::test_files_metrics_and_tensorboard
+	tests/test_detection_metrics.py tests/test_data_files.py \
+	tests/test_scripts.py::test_files_metrics_and_tensorboard
 
 $(VENV)-oldest/.installed: requirements-oldest.txt requirements-test.txt
 	$(PYTHON) -m venv $(VENV)-oldest

@@ -6,8 +6,8 @@
 Both train the same network on the same batch, which stays in memory, in one process and one thread.
 The bare loop scales the bytes, computes forward and backward passes and steps the optimizer. Ours
 also averages the weights (--ema), counts, looks at every loss, and listens for signals. The steps
-take turns, so that other work of the machine slows both; the ratio is the median over the steps,
-followed by the range of the middle half.
+take turns, so that other work of the machine slows both; the ratio, ours over bare, is the median
+over the steps, followed by the range of the middle half.
 """
 
 import argparse

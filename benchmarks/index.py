@@ -6,8 +6,10 @@
 
 The script makes a file of annotations like COCO's, with polygons, and small images. Each opening is
 a process of its own, and what its imports take is subtracted. Both sides take turns. Ours reads the
-header of every image too, since boxes are clipped to the image as it is; torchvision's doesn't.
-The second opening of ours takes the index from its cache.
+header of every image too, since boxes are clipped to the image as it is; torchvision's doesn't. All
+images are one file, so their headers lie in memory: from a disk they take longer. The second
+opening of ours takes the index from its cache, which files below 8 MB (2,000 images) don't get. The
+ratio is torchvision's seconds over ours.
 """
 
 import argparse

@@ -11,7 +11,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ except ImportError:  # torchvision has announced the removal of its decoders
     decode_image = None
 
 JPEG = b"\xff\xd8"
+BAND = 2**22  # pixels that are converted at a time
 # Pillow's names for images with one value per pixel.
 MASK_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N", "LA", "PA", "F")
 
@@ -66,7 +67,31 @@ def cell_name(cell: Cell | None, otherwise: str) -> str:
 
 
 def read_image(cell: Cell | None, name: str, upright: bool = True) -> torch.Tensor:
-    """Decode an image as RGB.
+    """Decode an image as RGB; see ``rgb_bands``.
+
+    Returns:
+        uint8 tensor (3, H, W).
+    """
+    with rgb_bands(cell, name, upright) as (size, bands):
+        if isinstance(bands, torch.Tensor):
+            return bands
+        return joined(size, bands)
+
+
+def joined(size: tuple[int, int], bands: Iterable[np.ndarray]) -> torch.Tensor:
+    """Bands uint8 (rows, W, 3) of an image of ``size`` (H, W) as a tensor (3, H, W)."""
+    pixels, top = np.empty((*size, 3), np.uint8), 0
+    for band in bands:
+        pixels[top : top + len(band)] = band
+        top += len(band)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+@contextlib.contextmanager
+def rgb_bands(
+    cell: Cell | None, name: str, upright: bool = True
+) -> Iterator[tuple[tuple[int, int], torch.Tensor | Iterator[np.ndarray]]]:
+    """Decode an image as RGB, whose pixels are handed out band by band where it is large.
 
     Of an animation it is the first frame. Values of 16 bits are divided by 256. Fractions (float
     TIFF) must lie between 0, black, and 1, white. Transparency is left out.
@@ -76,8 +101,9 @@ def read_image(cell: Cell | None, name: str, upright: bool = True) -> torch.Tens
         name: what a message calls the image.
         upright: turn the image as its EXIF orientation says.
 
-    Returns:
-        uint8 tensor (3, H, W).
+    Yields:
+        (height, width), and uint8 (rows, W, 3) bands from top to bottom. A JPEG image is decoded as
+        a whole: uint8 tensor (3, H, W).
 
     Raises:
         SampleError: the image is missing, can't be decoded completely, or holds values whose range
@@ -88,16 +114,26 @@ def read_image(cell: Cell | None, name: str, upright: bool = True) -> torch.Tens
         try:
             # A bytearray, because torch warns about tensors over read-only memory.
             stored = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return decode_image(stored, mode="RGB", apply_exif_orientation=upright)
+            decoded = decode_image(stored, mode="RGB", apply_exif_orientation=upright)
         except (RuntimeError, ValueError) as error:
             raise _undecodable(name, error) from None
+        yield tuple(decoded.shape[1:]), decoded
+        return
     with _opened(data, name) as image:
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
         if image.mode == "F" or image.mode.startswith("I"):
             image = Image.fromarray(_eight_bits(image, name))
-        array = np.array(image.convert("RGB"))
-    return torch.from_numpy(array).permute(2, 0, 1)
+        yield (image.height, image.width), _bands(image)
+
+
+def _bands(image: Image.Image) -> Iterator[np.ndarray]:
+    """Of a whole image, Pillow's conversions would keep three more copies."""
+    rows = max(1, BAND // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        band = image if image.height <= rows else image.crop(box)
+        yield np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
 
 
 def read_mask(cell: Cell | None, name: str) -> StoredMask:

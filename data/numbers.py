@@ -20,4 +20,4 @@ def whole(value: Any) -> int:
         value = int(value)
     if not isinstance(value, int) or abs(value) > LARGEST:
         raise ValueError(f"{value!s:.40} is no whole number")
-    return value
+    return int(value)  # True is 1

@@ -1,11 +1,13 @@
 """Pictures too large to be kept in memory while tile after tile of them is looked at."""
 
 import tempfile
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.decode import Cell, joined, rgb_bands
 from data.tiles import Window
 
 LARGE = 2**28  # bytes of a picture that is worth a file
@@ -16,17 +18,18 @@ class PictureOnDisk:
     """A picture in a temporary file, of which windows are read.
 
     Args:
-        picture: uint8 (3, H, W).
+        size: (height, width).
+        bands: uint8 (rows, W, 3) each, from top to bottom.
 
     Attributes:
         shape: (3, H, W).
     """
 
-    def __init__(self, picture: Tensor) -> None:
-        self.shape = picture.shape
+    def __init__(self, size: tuple[int, int], bands: Iterable[np.ndarray]) -> None:
+        self.shape = 3, *size
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the picture is used)
-        for rows in picture.split(ROWS, 1):
-            self._file.write(rows.permute(1, 2, 0).contiguous().numpy().data)
+        for band in bands:
+            self._file.write(np.ascontiguousarray(band).data)
         self._file.flush()
 
     def read(self, window: Window, every: int = 1) -> Tensor:
@@ -46,4 +49,20 @@ class PictureOnDisk:
 
 def on_disk_if_large(picture: Tensor) -> Tensor | PictureOnDisk:
     """The picture itself, or one in a file."""
-    return PictureOnDisk(picture) if picture.numel() > LARGE else picture
+    if picture.numel() <= LARGE:
+        return picture
+    bands = (rows.permute(1, 2, 0).numpy() for rows in picture.split(ROWS, 1))
+    return PictureOnDisk(picture.shape[1:], bands)
+
+
+def read_to_disk_if_large(cell: Cell, name: str) -> Tensor | PictureOnDisk:
+    """Decode an image as ``data.decode.read_image``; of a large one only the decoder has it all.
+
+    Raises:
+        SampleError: as there.
+    """
+    with rgb_bands(cell, name) as (size, bands):
+        if isinstance(bands, Tensor):
+            return on_disk_if_large(bands)
+        large = 3 * size[0] * size[1] > LARGE
+        return PictureOnDisk(size, bands) if large else joined(size, bands)

@@ -11,6 +11,8 @@ import yaml
 
 from errors import UserError
 
+# What msgspec raises; before 0.21 its own errors are no ValueError.
+UNREAD = (msgspec.MsgspecError, ValueError, RecursionError)
 MOST_DEPTH = 50  # of lists and mappings in a YAML file
 
 
@@ -75,7 +77,7 @@ class JsonList:
         for entry in self.entries:
             try:
                 value = msgspec.json.decode(entry)
-            except (ValueError, RecursionError):  # json accepts numbers of any size
+            except UNREAD:  # json accepts numbers of any size
                 value = _parse(self.file, bytes(entry))
             yield value
 
@@ -94,7 +96,7 @@ def read_json_lists(file: Path) -> Any:
             data.decode()  # msgspec doesn't look into what it leaves unparsed
         parts = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         return {name: _list_or_value(file, part) for name, part in parts.items()}
-    except (ValueError, RecursionError):  # json accepts NaN, and says what is wrong
+    except UNREAD:  # json accepts NaN, and says what is wrong
         return read_json(file)
 
 

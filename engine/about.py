@@ -6,7 +6,7 @@ Nothing here imports torch, so that options can be read from such a file before 
 import importlib.metadata
 import json
 import struct
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -80,25 +80,33 @@ def data_of(options: Any) -> dict[str, Any]:
 
 
 def data_as_in_training(
-    about: About, dataset: str, usual: Mapping[str, Any], said: Container[str]
+    about: About, dataset: str, usual: Mapping[str, Any], said: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The options of data of the same kind as the weights' own that differ from the defaults.
 
     So the samples that were held out of training are scored, and read as training's evaluation did.
+    Data sets of the hub differ in their columns: of them only what was held out is taken.
 
     Args:
         about: of the weights.
         dataset: what is scored on.
         usual: the training script's defaults by name.
-        said: options that the user gives himself, which aren't taken.
+        said: options that the user gives himself, which aren't taken. Of those that say how much is
+            held out, one stands for both, and None for no holding out at all.
     """
-    if about.data.get("dataset") != dataset.partition(":")[0]:
+    kind = dataset.partition(":")[0]
+    if about.data.get("dataset") != kind:
         return {}
-    given = {"dataset", *said, *(HOLD_OUT if any(name in said for name in HOLD_OUT) else ())}
+    given = {"dataset", *said}
+    if how_much := [said[name] for name in HOLD_OUT if name in said]:
+        given |= {*HOLD_OUT, *(() if any(how_much) else ("val_group",))}
     return {
         name: value
         for name, value in about.data.items()
-        if name in usual and name not in given and value != usual[name]
+        if name in usual
+        and name not in given
+        and value != usual[name]
+        and (kind != "hub" or name in (*HOLD_OUT, "val_group"))
     }
 
 

@@ -4,9 +4,10 @@
 tell each its number in variables of their own. Here they become those that torchrun sets.
 """
 
-import os
 import re
 from collections.abc import MutableMapping
+
+import psutil
 
 from errors import UserError
 
@@ -22,6 +23,7 @@ MPI = (
     ),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )
+PROXY = "hydra_pmi_proxy"
 FIRST_PORT, PORTS = 20000, 20000  # below those that systems hand out
 
 
@@ -56,9 +58,9 @@ def join_tasks(environment: Environment) -> None:
                 "launch --num_processes N instead."
             )
         rank, size, local_rank, local_size = (int(environment[name]) for name in names)
-        # MPICH names no job: its launcher is the parent of all tasks on a machine.
-        launcher = str(os.getppid()) if local_size == size else ""
-        job, first = (environment.get("PMIX_NAMESPACE", launcher), str(size)), None
+        # MPICH names no job.
+        name = environment.get("PMIX_NAMESPACE") or (_proxy() if local_size == size else "")
+        job, first = (name, str(size)), None
         if local_size < size and "MASTER_ADDR" not in environment:
             raise UserError(
                 f"The {size} tasks of MPI are on several machines: give them the first machine's "
@@ -79,6 +81,12 @@ def join_tasks(environment: Environment) -> None:
             f"Task 0 of {size}, joining the others. Set WORLD_SIZE=1 and RANK=0 to train alone.",
             flush=True,
         )
+
+
+def _proxy() -> str:
+    """The process from which MPICH starts all tasks on a machine; "" where there is none."""
+    above = psutil.Process().parents()
+    return next((str(each.pid) for each in above if each.name().startswith(PROXY)), "")
 
 
 def _tasks_per_node(text: str) -> list[int]:

@@ -12,7 +12,7 @@ import textwrap
 import types
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from engine.about import data_as_in_training, read_about
+from engine.about import HOLD_OUT, data_as_in_training, read_about
 from engine.fields import GROUPS, Options, default_of
 from engine.options import FILES
 from errors import UserError
@@ -100,12 +100,14 @@ def _with_those_of_weights(
     for name, value in named.items():  # train_pipeline.py has one number for a square
         if isinstance(usual[name], int) and isinstance(value, list):
             named[name] = value[0]
-    if values.eval_only:
-        named |= data_as_in_training(about, values.dataset, usual, said)
+    data = data_as_in_training(about, values.dataset, usual, said) if values.eval_only else {}
+    named |= data
     parser.set_defaults(named)
     shown = " ".join(f"--{k} {_shown(v)}" for k, v in named.items() if v is not None)
     if shown:
         print(f"As {weights} says, where nothing else is given: {shown}")
+    for name in data.keys() & set(HOLD_OUT):
+        print(f"The validation split of other data is scored with --{name} null.")
     return parser.parse_args(words)
 
 

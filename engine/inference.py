@@ -75,6 +75,11 @@ class Inference(ABC):
             {self.media: uint8 tensor}, and what ``results`` needs to find its way back.
         """
 
+    @property
+    def tiles_as_stored(self) -> bool:
+        """Whether tiles are cut out of pictures that nothing has resized."""
+        return self.tiles is not None
+
     def shape_of(self, sample: dict[str, Any]) -> Hashable:
         """Samples of equal shapes may share a batch."""
         return tuple(sample[self.media].shape)

@@ -388,6 +388,7 @@ class Loop(ABC):
             "metrics": {"best": progress.best, "last": progress.metrics},
             **self.total.reading(),
             "seconds": time.monotonic() - self.begun,
+            "training_seconds": self.total.elapsed,
             "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
         }
         if progress.data_changed:

@@ -212,7 +212,7 @@ class Report:
                 print(f"{what:>8}  {', '.join(there)}")
         if summary["norm"]["advice"]:
             print(f"{'norm':>8}  {summary['norm']['kind']}: {summary['norm']['advice']}")
-        waited = waiting_advice(summary["data_wait_fraction"], summary["seconds"])
+        waited = waiting_advice(summary["data_wait_fraction"], summary["training_seconds"])
         if waited:
             print(f"{'data':>8}  {waited}")
         print(f"{'curves':>8}  tensorboard --logdir {path}")
@@ -249,14 +249,14 @@ def waiting_advice(share: float, seconds: float) -> str:
     """A sentence for runs that waited for data; "" where little time went into it.
 
     Args:
-        share: of the time in which a process waited.
-        seconds: that the run took.
+        share: of the time of training in which the main process waited.
+        seconds: of training, without evaluating and saving.
     """
     if share < MUCH_WAITING or share * seconds < LONG_WAITING:
         return ""
     return (
-        f"{share:.0%} of the time went into waiting for data: give more --num_workers if "
-        "processors are idle, else smaller files."
+        f"{share:.0%} of the time of training went into waiting for data: give more "
+        "--num_workers if processors are idle, else smaller files."
     )
 
 

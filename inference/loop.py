@@ -150,9 +150,10 @@ class Items(Dataset):
         """The prepared input of a number, or {"number", "error"}."""
         try:
             with self.source.open(number) as (media, truth):
-                sample = self.model.inference.prepare(media)
-                if self.model.inference.tiles and sample["image"] is media:  # not a resized one
-                    sample["image"] = media = on_disk_if_large(media)
+                inference = self.model.inference
+                if inference.tiles_as_stored and isinstance(media, torch.Tensor):
+                    media = on_disk_if_large(media)
+                sample = inference.prepare(media)
         except UserError as error:
             return {"number": number, "error": str(error)}
         kept = None

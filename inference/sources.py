@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from data.decode import read_image
 from data.faults import Faults
 from data.folders import IMAGE_SUFFIXES, find_files
+from data.on_disk import read_to_disk_if_large
 from data.textfiles import read_text
 from engine.collectives import from_main_process
 from errors import UserError
@@ -77,7 +78,9 @@ def find_source(options: PredictOptions, model: Trained, accelerator: Accelerato
         return DatasetSource(options, model)
     source = None
     if accelerator.is_main_process:
-        source = FileSource(options.input, model.inference.media, options.output)
+        inference = model.inference
+        large = inference.tiles_as_stored
+        source = FileSource(options.input, inference.media, options.output, large)
     return from_main_process(source)
 
 
@@ -88,6 +91,7 @@ class FileSource:
         given: names of files or folders, globs, lists of names, a camera's number, or "-".
         media: what the model takes: "image", which videos are made of too, or "video".
         output: the output folder; results in it are no inputs.
+        large_on_disk: whether large pictures are kept in files, for tiles.
 
     Raises:
         UserError: something isn't there, there is nothing to predict on, or results would be
@@ -96,8 +100,14 @@ class FileSource:
 
     is_scored = False
 
-    def __init__(self, given: str | Sequence[str], media: str, output: str | None = None) -> None:
-        self.media, self.notes = media, []
+    def __init__(
+        self,
+        given: str | Sequence[str],
+        media: str,
+        output: str | None = None,
+        large_on_disk: bool = False,
+    ) -> None:
+        self.media, self.large_on_disk, self.notes = media, large_on_disk, []
         places = {os.path.abspath(output), os.path.realpath(output)} if output else ()
         self.results = tuple(os.path.join(p, name, "") for p in places for name in RESULTS)
         given = [given] if isinstance(given, str) else list(given)
@@ -186,7 +196,8 @@ class FileSource:
         """
         path = self.inputs[number].path
         if self.media == "image":
-            yield read_image({"path": path, "bytes": None}, path), None
+            read = read_to_disk_if_large if self.large_on_disk else read_image
+            yield read({"path": path, "bytes": None}, path), None
         else:
             with as_video(path) as video:
                 yield video, None

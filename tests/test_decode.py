@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from data import decode, on_disk
 from data.decode import SampleError, read_image, read_mask
 from data.masks import IGNORE, MaskRule, UnknownValueError, looks_smoothed
 from data.png import SIGNATURE, _chunk
+from data.tiles import Window
 from tasks.detection.headers import read_header
 from tests.test_data import is_one_sentence
 
@@ -250,3 +252,24 @@ def test_pictures_that_would_fill_the_memory_are_refused():
     with pytest.raises(SampleError, match="more than 1,073,741,824 pixels") as caught:
         read_image({"path": None, "bytes": data}, "it")
     assert is_one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK", "I;16"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_bands_make_the_whole_image(mode: str, orientation: int, monkeypatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (23, 40, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    if mode == "I;16":
+        image = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = cell(image, "TIFF" if mode in ("CMYK", "I;16") else "PNG", exif=exif)
+    whole = read_image(stored, "it")
+    monkeypatch.setattr(decode, "BAND", 150)
+    assert torch.equal(read_image(stored, "it"), whole)
+    monkeypatch.setattr(on_disk, "LARGE", 1000)
+    kept = on_disk.read_to_disk_if_large(stored, "it")
+    assert kept.shape == whole.shape
+    assert torch.equal(kept.read(Window(0, 0, *whole.shape[1:])), whole)

@@ -412,7 +412,9 @@ def test_dice_of_parts_is_that_of_the_whole() -> None:
 
 def test_a_large_picture_is_read_from_the_disk(runs, tmp_path, monkeypatch) -> None:
     picture = torch.randint(0, 256, (3, 300, 400), dtype=torch.uint8)
-    stored = PictureOnDisk(picture)
+    stored = PictureOnDisk(
+        (300, 400), [rows.permute(1, 2, 0).numpy() for rows in picture.split(70, 1)]
+    )
     window = Window(17, 30, 200, 100)
     assert torch.equal(window.of(stored), window.of(picture))
     assert torch.equal(stored.thinned(3), picture[:, ::3, ::3])

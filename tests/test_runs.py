@@ -158,7 +158,7 @@ def test_a_run_that_waited_for_data_says_so(train: Callable[..., Run], monkeypat
     monkeypatch.setattr(report_module, "MUCH_WAITING", 0.0)
     monkeypatch.setattr(report_module, "LONG_WAITING", 0.0)
     train("slow", **LONG)
-    assert "of the time went into waiting for data: give more" in capsys.readouterr().out
+    assert "of training went into waiting for data: give more" in capsys.readouterr().out
 
 
 def test_the_times_are_those_of_all_parts(train: Callable[..., Run]) -> None:

@@ -95,13 +95,13 @@ def read_headers(images: Iterable[str | dict[str, Any]]) -> Iterator[Header]:
     """
     rest = iter(images)
     groups = iter(lambda: list(islice(rest, BATCH)), [])
-    start = time.perf_counter()
-    first = _read_group(next(groups, []))
-    near = time.perf_counter() - start <= QUICK * len(first)
-    yield from first
-    if near:
-        yield from map(read_header, rest)
-        return
+    for group in groups:
+        start = time.perf_counter()
+        headers = _read_group(group)
+        is_far = time.perf_counter() - start > QUICK * len(group)
+        yield from headers
+        if is_far:
+            break
     with ThreadPoolExecutor(8) as pool:
         yield from chain.from_iterable(pool.map(_read_group, groups))
 

@@ -83,6 +83,11 @@ class SegmentationInference(Inference):
         """{"image": uint8 (3, h, w), "size": (H, W) of the picture}."""
         return {"image": self.resize(media), "size": tuple(media.shape[-2:])}
 
+    @property
+    def tiles_as_stored(self) -> bool:
+        """Whether tiles are cut out of pictures that nothing has resized."""
+        return self.tiles is not None and not self.options.eval_size
+
     def shape_of(self, sample: dict[str, Any]) -> Hashable:
         """The size of the resized picture and of the result."""
         return tuple(sample["image"].shape), sample["size"]
@@ -94,13 +99,13 @@ class SegmentationInference(Inference):
         size = samples[0]["size"]
         masks = torch.empty(len(samples), *size, dtype=torch.uint8)
         for number, window, logits in self.parts(model, pixels, size):
-            window.of(masks[number]).copy_(most_probable(logits))
+            window.of(masks[number]).copy_(most_probable(logits).to(torch.uint8))
         return [SegmentationResult(mask, self.classes) for mask in masks]
 
     def parts(
         self, model: nn.Module, pixels: Tensor, size: tuple[int, int]
     ) -> Iterator[tuple[slice, Window, Tensor]]:
-        """Logits of parts of pictures, which cover them; no whole picture's are kept in full size.
+        """Logits of parts of pictures, which cover them: enlarged ones in bands, others whole.
 
         Args:
             model: in evaluation mode.

@@ -169,7 +169,7 @@ def _images(
     unused: set[str],
     faults: Faults,
 ) -> list[Annotated]:
-    """The images of a file with their objects, in its order; what objects have besides is noted."""
+    """The images of a file with their objects, in its order; ``unused`` gets what is left out."""
     file = content.file
     listed = list(read_each(file, "image", content.images, _image, faults))
     path_of = find_image_folder(root, split, file, [name for _, name, _ in listed])
