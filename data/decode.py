@@ -113,7 +113,8 @@ def rgb_bands(
     if data.startswith(JPEG) and decode_image is not None:
         try:
             # A bytearray, because torch warns about tensors over read-only memory.
-            stored = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            data = bytearray(data)
+            stored = torch.frombuffer(data, dtype=torch.uint8)
             decoded = decode_image(stored, mode="RGB", apply_exif_orientation=upright)
         except (RuntimeError, ValueError) as error:
             raise _undecodable(name, error) from None
