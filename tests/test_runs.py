@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import optimizer
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -150,6 +151,11 @@ def test_a_finished_run_keeps_its_summary(train: Callable[..., Run], capsys) -> 
     assert before["images_per_second"] > 0
     assert train("run", **LONG, resume="auto").summary == before
     assert "already finished, after 8 steps" in capsys.readouterr().out
+
+
+def test_a_step_looks_for_no_package(train: Callable[..., Run], monkeypatch) -> None:
+    monkeypatch.setattr(optimizer, "is_lomo_available", lambda: pytest.fail("Accelerate's wrapper"))
+    assert len(train("run", **LONG).steps) == 8
 
 
 def test_a_run_that_waited_for_data_says_so(train: Callable[..., Run], monkeypatch, capsys) -> None:
