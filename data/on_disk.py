@@ -9,6 +9,7 @@ from torch import Tensor
 
 from data.decode import Cell, joined, rgb_bands
 from data.tiles import Window
+from errors import UserError
 
 LARGE = 2**28  # bytes of a picture that is worth a file
 ROWS = 256  # written at a time
@@ -23,14 +24,26 @@ class PictureOnDisk:
 
     Attributes:
         shape: (3, H, W).
+
+    Raises:
+        UserError: there is no space for it.
     """
 
     def __init__(self, size: tuple[int, int], bands: Iterable[np.ndarray]) -> None:
         self.shape = 3, *size
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the picture is used)
         for band in bands:
-            self._file.write(np.ascontiguousarray(band).data)
-        self._file.flush()
+            self._write(np.ascontiguousarray(band).data)
+
+    def _write(self, pixels: memoryview) -> None:
+        try:
+            self._file.write(pixels)
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"A large picture can't be kept in {tempfile.gettempdir()} ({error.strerror}): "
+                "make space there, or set TMPDIR to another folder."
+            ) from None
 
     def read(self, window: Window, every: int = 1) -> Tensor:
         """A window, uint8 (3, h, w), or every so many rows and columns of it."""
@@ -60,6 +73,7 @@ def read_to_disk_if_large(cell: Cell, name: str) -> Tensor | PictureOnDisk:
 
     Raises:
         SampleError: as there.
+        UserError: there is no space for it.
     """
     with rgb_bands(cell, name) as (size, bands):
         if isinstance(bands, Tensor):

@@ -91,7 +91,7 @@ class PipelineBatches:
         self.keys, self.has_labels = keys, place.is_last
         self.shard = RankShard(len(val_labels), place.replica, place.replicas)
         self._train_images = self._val_loader = None
-        self.size = tuple(image_size)
+        self.image_size = tuple(image_size)
         if place.is_first:
             self._train_images = iter(make_loader(train, _stack, loading, batch_sampler=keys))
             batches = {"sampler": self.shard, "batch_size": keys.size}
@@ -122,7 +122,7 @@ class PipelineBatches:
                     images = next(loaded)
                 except SampleError as error:
                     failed(error)
-                    images = torch.zeros(0, 3, *self.size, dtype=torch.uint8)
+                    images = torch.zeros(0, 3, *self.image_size, dtype=torch.uint8)
                 images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, size - len(images)))
             labels = self.val_labels[mine[first : first + size]]
             yield images, labels if self.has_labels else None

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from data.decode import SampleError, read_image, read_mask
 from data.masks import IGNORE, MaskRule, UnknownValueError, looks_smoothed
 from data.png import SIGNATURE, _chunk
 from data.tiles import Window
+from errors import UserError
 from tasks.detection.headers import read_header
 from tests.test_data import is_one_sentence
 
@@ -273,3 +275,15 @@ def test_bands_make_the_whole_image(mode: str, orientation: int, monkeypatch) ->
     kept = on_disk.read_to_disk_if_large(stored, "it")
     assert kept.shape == whole.shape
     assert torch.equal(kept.read(Window(0, 0, *whole.shape[1:])), whole)
+
+
+def test_a_full_disk_is_not_the_picture_s_fault(monkeypatch) -> None:
+    def full(pixels: memoryview) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(on_disk, "LARGE", 1000)
+    file = SimpleNamespace(write=full)
+    monkeypatch.setattr(on_disk.tempfile, "TemporaryFile", lambda: file)
+    for kind in ("PNG", "JPEG"):
+        with pytest.raises(UserError, match=r"No space left.*TMPDIR"):
+            on_disk.read_to_disk_if_large(cell(Image.fromarray(RGB), kind), "it")

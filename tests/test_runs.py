@@ -367,6 +367,9 @@ def test_weights_are_scored_on_what_their_training_held_out(flowers, tmp_path, c
     assert "--fold 2/3" in capsys.readouterr().out
     said = parse(ClassificationOptions, "", [*words, "--val_share", "0.5"])
     assert said.fold is None and said.val_share == 0.5
+    for name in ("fold", "val_share"):  # the data's own split
+        whole = parse(ClassificationOptions, "", [*words, f"--{name}", "null"])
+        assert whole.fold is None and whole.val_share is None
     assert parse(ClassificationOptions, "", words[1:]).fold is None  # another training
     assert parse(ClassificationOptions, "", words[:2]).fold is None  # other data
 
