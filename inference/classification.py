@@ -9,7 +9,7 @@ from torch import Tensor
 
 from figures.canvas import FONT, INK, framed, shortened, stack, text_line
 from inference.curves import Curve, curve_figure, write_curve
-from inference.sources import Input
+from inference.inputs import Input
 from inference.task_output import TaskOutput, at_drawing_size
 from tasks.classification.inference import ClassificationResult
 from tasks.classification.metrics import TOP, ClassCounts, class_metrics

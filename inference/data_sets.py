@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.io import encode_png, write_file
 
 from data.folders import IMAGE_SUFFIXES
-from inference.sources import Input
+from inference.inputs import Input
 from tasks.detection.inference import DetectionResult
 
 SPLITS = ("train", "val")

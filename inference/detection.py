@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from inference.data_sets import CocoFolder, VocFolder, YoloFolder, picture_name
-from inference.sources import Input
+from inference.inputs import Input
 from inference.task_output import TaskOutput, at_drawing_size
 from tasks.detection.figures import draw_objects
 from tasks.detection.inference import DetectionResult

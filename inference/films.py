@@ -16,8 +16,8 @@ from torchvision.transforms.v2 import functional as F
 from errors import UserError
 from inference.clips import as_video
 from inference.curves import Curve, slid
+from inference.inputs import Input
 from inference.options import PredictOptions
-from inference.sources import Input
 from inference.task_output import TaskOutput
 from inference.trained import Trained
 from tasks.video.clips import clip_numbers

@@ -23,8 +23,9 @@ from accelerate import Accelerator
 from engine.collectives import from_main_process
 from engine.run_folder import write_atomically
 from errors import UserError
+from inference.inputs import Input, keeping, readable
 from inference.options import PredictOptions
-from inference.sources import Input, Source, keeping, readable
+from inference.sources import Source
 from inference.task_output import TaskOutput, task_output
 from inference.trained import Trained
 from models.find_weights import find_weights

@@ -8,8 +8,8 @@ from typing import Any
 
 from engine.about import data_as_in_training, different_classes
 from errors import UserError
+from inference.inputs import Input, out_names, readable
 from inference.options import PredictOptions, named_values
-from inference.sources import Input, out_names, readable
 from inference.tasks import options_class, with_options
 from inference.trained import Trained
 

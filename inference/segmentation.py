@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as F
 
 from figures.canvas import GAP, stack
 from figures.sheet import color_key
-from inference.sources import Input
+from inference.inputs import Input
 from inference.task_output import TaskOutput, at_drawing_size, drawing_size, write_ids
 from tasks.detection.instance_masks import encode
 from tasks.segmentation.inference import SegmentationResult

@@ -13,8 +13,8 @@ from torchvision.transforms.v2 import functional as F
 
 from data.on_disk import PictureOnDisk
 from errors import UserError
+from inference.inputs import Input
 from inference.options import PredictOptions
-from inference.sources import Input
 from inference.trained import Trained
 
 LARGEST = 4096  # pixels of the longer side of an annotated picture

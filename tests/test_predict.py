@@ -27,9 +27,10 @@ from engine.inference import set_eps, unusual_eps
 from errors import UserError
 from exporting.options import ExportOptions
 from inference.averaging import Averaged, averaged
+from inference.files import FileSource
+from inference.inputs import out_names
 from inference.options import PredictOptions, named_values
 from inference.output import read_records
-from inference.sources import FileSource, out_names
 from inference.tasks import options_class, with_options
 from inference.trained import load_trained
 from models.classification import build_classification_model

@@ -14,10 +14,11 @@ from PIL import Image
 
 from engine.about import About, data_of, parse_about
 from errors import UserError
+from inference.files import FileSource
+from inference.inputs import Input, keeping, out_names
 from inference.options import PredictOptions
 from inference.output import OutputFolder
 from inference.rows import DatasetSource
-from inference.sources import FileSource, Input, keeping, out_names
 from inference.tasks import options_class
 from tasks.classification.inference import ClassificationResult
 from tasks.classification.sources import load_data

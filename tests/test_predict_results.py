@@ -23,8 +23,8 @@ from exporting.options import ExportOptions
 from inference.averaging import Averaged
 from inference.data_sets import CocoFolder, picture_name
 from inference.films import _predict
+from inference.inputs import Input
 from inference.loop import Items, Writers
-from inference.sources import Input
 from inference.trained import Trained, inference_of
 from sharing.upload import _without_places
 from tasks.detection.inference import DetectionResult
