@@ -8,10 +8,8 @@ from torchvision.ops import clip_boxes_to_image, nms
 
 from engine.inference import Inference
 from errors import UserError
-from models.detector_interface import Detections
-from models.yolo import Yolo, cells, decode, select_detections
-
-NOTHING = -1  # label in place of an object
+from inference.onnx_network import NOTHING
+from models.yolo import Yolo, cells, decode
 
 
 class Plain(nn.Module):
@@ -147,17 +145,3 @@ def output_names(form: Plain) -> list[str]:
     if isinstance(form, Candidates):
         return ["boxes", "scores"]
     return ["logits"] if type(form) is Plain else ["boxes", "scores", "labels"]
-
-
-def as_detections(
-    outputs: list[Tensor], size: tuple[int, int], threshold: float, most: int
-) -> list[Detections]:
-    """What an exported detector returned, as detectors do: a Detections for each image."""
-    if len(outputs) == 2:
-        limits = {"score_threshold": threshold, "max_detections": most}
-        pairs = zip(*outputs, strict=True)
-        return [select_detections(boxes, scores, size, **limits) for boxes, scores in pairs]
-    alone = zip(outputs, (2, 1, 1), strict=True)  # without the dimension of one image
-    boxes, scores, labels = (out[0] if out.ndim > dims else out for out, dims in alone)
-    there = labels != NOTHING
-    return [{"boxes": boxes[there], "scores": scores[there], "labels": labels[there]}]

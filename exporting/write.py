@@ -28,10 +28,10 @@ from exporting.check import (
     milliseconds,
 )
 from exporting.folding import fold_batch_norm
-from exporting.forms import Candidates, Plain, as_detections, form_of, output_names
+from exporting.forms import Candidates, Plain, form_of, output_names
 from exporting.layers import watched
-from exporting.onnx_network import FORM, open_session, require
 from exporting.options import ExportOptions
+from inference.onnx_network import FORM, as_detections, open_session, require
 from inference.trained import Trained
 from models.find_weights import find_weights
 

@@ -24,6 +24,7 @@ from engine.inference import EXCHANGED, Inference, set_eps
 from engine.prepare import use_channels_last
 from errors import UserError
 from inference.averaging import averaged
+from inference.onnx_network import read_onnx
 from inference.tasks import TASKS, inference_class, with_options
 from models.find_weights import find_weights
 from models.weights import read_weights
@@ -166,8 +167,6 @@ def load_trained(
         raise UserError(f"There is no precision {precision}: give one of {', '.join(PRECISIONS)}.")
     device = torch.device(device)
     if path.suffix == ONNX:
-        from exporting.onnx_network import read_onnx
-
         about, network = read_onnx(path)
         return Trained(inference_of(about, device), network, about, precision)
     about = read_about(path) or given

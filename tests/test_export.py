@@ -12,10 +12,11 @@ import exporting.write
 from errors import UserError
 from exporting.check import difference_of_objects, largest_difference
 from exporting.folding import fold_batch_norm
-from exporting.forms import as_detections, best_objects
+from exporting.forms import best_objects
 from exporting.layers import watched
 from exporting.options import ExportOptions
 from exporting.write import export
+from inference.onnx_network import as_detections
 from inference.trained import load_trained
 from models.yolo import select_detections
 from tests.conftest import Run, train_here

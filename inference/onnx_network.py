@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from engine.about import KEY, About, parse_about
 from errors import UserError
-from exporting.forms import as_detections
+from models.detector_interface import Detections
+from models.yolo import select_detections
 
 INSTALL = "pip install -r requirements-export.txt"
+NOTHING = -1  # label in place of an object
 FORM = "form"  # the metadata's entry beside the description
 
 
@@ -64,6 +66,20 @@ class OnnxNetwork(nn.Module):
         except Exception as error:  # onnxruntime has a type of its own for each reason
             raise RuntimeError(str(error)) from None
         return [torch.from_numpy(np.ascontiguousarray(each)).to(images.device) for each in found]
+
+
+def as_detections(
+    outputs: list[Tensor], size: tuple[int, int], threshold: float, most: int
+) -> list[Detections]:
+    """What an exported detector returned, as detectors do: a Detections for each image."""
+    if len(outputs) == 2:
+        limits = {"score_threshold": threshold, "max_detections": most}
+        pairs = zip(*outputs, strict=True)
+        return [select_detections(boxes, scores, size, **limits) for boxes, scores in pairs]
+    alone = zip(outputs, (2, 1, 1), strict=True)  # without the dimension of one image
+    boxes, scores, labels = (out[0] if out.ndim > dims else out for out, dims in alone)
+    there = labels != NOTHING
+    return [{"boxes": boxes[there], "scores": scores[there], "labels": labels[there]}]
 
 
 def open_session(path: Path, threads: int = 0) -> Any:
