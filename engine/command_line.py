@@ -235,6 +235,14 @@ def _add_fields(parser: "jsonargparse.ArgumentParser", options_class: type) -> N
         parser.add_argument(f"--{field.name}", **settings)
 
 
+def _kind(wanted: str) -> str:
+    """What the parser expects, in words."""
+    if choices := re.fullmatch(r"typing\.Literal\[(.*)\]", wanted):
+        return f"one of {choices[1]}".replace("'", "")
+    kinds = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
+    return kinds.get(wanted.removeprefix("<class '").removesuffix("'>"), wanted)
+
+
 def _explain(error: Exception, options_class: type, script: str) -> str:
     """The parser's message as one sentence; names similar options where one is unknown."""
     message = " ".join(str(error).split())
@@ -247,6 +255,11 @@ def _explain(error: Exception, options_class: type, script: str) -> str:
             if near or word.startswith("--"):
                 hint = f"did you mean {' or '.join('--' + n for n in near)}?" if near else ""
                 return f"{script}: unknown option {key!r}; {hint or 'see --help.'}"
+    if found := re.search(r'"(\w+)": Expected a (.+)\. Got value: (.*)', message):
+        name, wanted, value = found.groups()
+        return f"{script}: --{name} is {value}; give {_kind(wanted)}."
+    if found := re.search(r"argument --(\w+)/.*: invalid .* value: (.*)", message):
+        return f"{script}: --{found[1]} is {found[2]}; give true or false."
     if key := re.search(r'"(\w+)": Does not validate', message):
         return (
             f"{script}: {key[1]} has a value of another type than --help says; in a file, names "

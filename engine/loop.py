@@ -154,6 +154,9 @@ class Loop(ABC):
         )
         if checkpoint:
             self.report.say(f"Continuing from {checkpoint}.")
+            if done.step >= self.plan.total_steps and not self.options.eval_only:
+                total = self.plan.total_steps
+                self.report.say(f"It has {done.step} of {total} steps: none is left to train.")
         elif self.options.resume == "auto":
             self.report.say(f"{self.path} holds no checkpoint yet: starting at step 0.")
         self.stop.install()

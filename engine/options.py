@@ -47,6 +47,7 @@ ONE_FOLDER = (
 
 MOST_STEPS = 99_999_999
 MOST_SAMPLES = 1_000_000  # of a batch
+SMALLEST_TILE = 32  # pixels
 
 
 @dataclass
@@ -80,6 +81,7 @@ class CommonOptions(Options):
         "auto",
         "loader workers per process (0: load in the loop; auto: by processors and data)",
         at_least=0,
+        at_most=1024,
         resume="free",
     )
     check_data: bool | str = data_option(
@@ -272,6 +274,17 @@ class TrainingOptions(CommonOptions):
         super().check()
         if not (self.max_steps or self.epochs or self.eval_only):
             raise UserError("--epochs is 0 and so is --max_steps: give the length of the training.")
+        if 0 < (tile := getattr(self, "eval_tile", 0)) < SMALLEST_TILE:
+            raise UserError(
+                f"--eval_tile is {tile}; give at least {SMALLEST_TILE}, or 0 for whole pictures."
+            )
+        if self.norm not in ("auto", "sync_bn"):
+            for name in ("sync_bn_group_size", "sync_bn_impl"):
+                if (value := getattr(self, name)) not in (0, "own"):
+                    raise UserError(
+                        f"--{name} {value} is for --norm sync_bn and does nothing with "
+                        f"{self.norm}; leave it out."
+                    )
         if self.eval_only and self.weights == "backbone" and self.resume == "never":
             raise UserError("--eval_only needs weights of the whole model, not of the backbone.")
 

@@ -33,6 +33,17 @@ from engine.run_folder import (
 from engine.state import Progress
 from errors import UserError
 
+# Options, and what follows from the launch, that matter to training and not to the evaluation of
+# a checkpoint.
+OF_TRAINING = (
+    "limit_train",
+    "limit_val",
+    "batch and length",
+    "augmentation",
+    "evaluation and files",
+)
+LAUNCH_OF_TRAINING = ("global_batch_size", "samples_per_statistic", "train_samples")
+
 # What a checkpoint's state.json must hold.
 NEEDED = {
     "options": dict,
@@ -132,13 +143,19 @@ def refuse_other_training(
             f"{path} holds no {', '.join(missing)}: it is not a checkpoint of this version of the "
             "scripts; give another --resume."
         )
-    # Other data are refused by name where the checkpoint says which it had.
-    by_name = options.allow_changed_data or options.eval_only or "data" in stored
-    differs = differing_options(stored["options"], options)
+    free: tuple[str, ...] = ()
+    if options.eval_only:
+        free = (*OF_TRAINING, *LAUNCH_OF_TRAINING)
+    elif options.allow_changed_data or "data" in stored:
+        free = ("train_samples",)  # other data are refused by name
+    differs = differing_options(stored["options"], options, free)
     differs += [
         f"{key} {stored['identity'].get(key)} -> {now}"
         for key, now in identity.items()
-        if stored["identity"].get(key) != now and not (key == "train_samples" and by_name)
+        if stored["identity"].get(key) != now
+        and key not in free
+        # Evaluated, SyncBatchNorm is BatchNorm.
+        and not (options.eval_only and {stored["identity"].get(key), now} == {"bn", "sync_bn"})
     ]
     if differs:
         raise UserError(

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Collection
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ class RunFolder:
     def write_options(self, options: CommonOptions) -> None:
         """Write config.yaml, which ``--config`` reads.
 
-        With ``--resume auto`` it continues the run, with another ``--output_dir`` it repeats it.
+        With ``--resume auto`` it continues the run; with another ``--output_dir`` it repeats it, on
+        as many processes, or on others with ``--global_batch_size``.
         """
         values = asdict(options) | {"output_dir": str(self.path)}
         values.pop("resume", None)
@@ -229,13 +231,22 @@ def not_written(path: Path, error: OSError) -> UserError:
     )
 
 
-def differing_options(stored: dict[str, Any], options: CommonOptions) -> list[str]:
-    """Options that must not change within a run and did, as ``name: then -> now``."""
+def differing_options(
+    stored: dict[str, Any], options: CommonOptions, free: Collection[str] = ()
+) -> list[str]:
+    """Options that must not change within a run and did, as ``name: then -> now``.
+
+    Args:
+        stored: the values of then.
+        options: those of now.
+        free: names and groups of others that may change.
+    """
     now = asdict(options)
     return [
         f"--{field.name} {stored[field.name]} -> {now[field.name]}"
         for field in fields(options)
         if field.metadata["resume"] == "same"
+        and not {field.name, field.metadata["group"]} & {*free}
         and field.name in stored
         and stored[field.name] != now[field.name]
     ]

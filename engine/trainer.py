@@ -83,6 +83,11 @@ class Trainer(Loop):
         super().__init__(accelerator, task.name, task.best_metric, *data, identity, plan, options)
         self.task, self.norm = task, norm
         self.learning_rate = lr_schedule(options, plan.total_steps, plan.peak_lr)
+        if options.warmup_steps >= plan.total_steps > 0 and not options.eval_only:
+            accelerator.print(
+                f"The learning rate still warms up when the run ends, after {plan.total_steps} "
+                "steps: give fewer --warmup_steps."
+            )
 
         # The order matters: the averaged copy is taken of the plain model, weights are loaded
         # before DDP compares them, and DDP wraps the compiled model.

@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from engine.about import About
+from models.find_weights import NAMED_WEIGHTS
 
 PIPELINE_TAGS = {
     "segmentation": "image-segmentation",
@@ -58,16 +59,17 @@ def model_card(
         "## Use",
         _use(about, given.get("repo") or "owner/name"),
         "## Data",
-        f"`--dataset {options.get('dataset', '?')}`. Classes: {', '.join(about.classes)}.",
+        f"`--dataset {options.get('dataset', '?')}`{_limited(options, 'limit_train')}. "
+        f"Classes: {', '.join(about.classes)}.",
         "## Recipe",
         _table(
             ("option", "value"), [(n, options[n]) for n in RECIPE if options.get(n) is not None]
         ),
         _run_sentence(summary),
         "The whole recipe is in `config.yaml`; the command repeats the training:",
-        f"    python {_script(summary)} --config config.yaml --data_dir YOUR_DATA",
+        f"    {_command(options, summary)}",
         "## Results",
-        f"On the validation data, at step {about.step}:",
+        f"On the validation data{_limited(options, 'limit_val')}, at step {about.step}:",
         _table(("metric", "value"), [(n, f"{v:.4f}") for n, v in about.metrics.items()]),
         *(f"![{picture}]({picture})" for picture in pictures),
         "## Limits",
@@ -91,8 +93,19 @@ def _front_matter(about: About, options: dict[str, Any], given: dict) -> str:
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---"
 
 
-def _script(summary: dict[str, Any]) -> str:
-    return f"train_{summary.get('task', 'segmentation')}.py"
+def _command(options: dict[str, Any], summary: dict[str, Any]) -> str:
+    """What repeats the run: on any number of processes, since it names the global batch."""
+    words = [f"python train_{summary.get('task', 'segmentation')}.py --config config.yaml"]
+    if "global_batch_size" in options and "global_batch_size" in summary:
+        words.append(f"--global_batch_size {summary['global_batch_size']}")
+    base = options.get("weights", "none")
+    if base not in NAMED_WEIGHTS and not base.startswith("hub:"):
+        words.append("--weights YOUR_BASE_WEIGHTS")
+    return " ".join([*words, "--data_dir YOUR_DATA"])
+
+
+def _limited(options: dict[str, Any], name: str) -> str:
+    return f" (at most {options[name]} samples, `--{name}`)" if options.get(name) else ""
 
 
 def _use(about: About, repo: str) -> str:

@@ -374,6 +374,15 @@ def test_weights_are_scored_on_what_their_training_held_out(flowers, tmp_path, c
     assert parse(ClassificationOptions, "", words[:2]).fold is None  # other data
 
 
+def test_only_what_an_evaluation_needs_must_be_as_in_training(finished, tmp_path) -> None:
+    path = shutil.copytree(finished.path, tmp_path / "run")
+    evaluated = LONG | {"eval_only": True, "resume": "auto", "limit_val": 7, "batch_size": 3}
+    train_here(SCRIPT, path, **evaluated)
+    assert (path / "evaluation.json").exists()
+    with pytest.raises(UserError, match=r"--model .* -> lenet"):
+        train_here(SCRIPT, path, **evaluated, model="lenet")
+
+
 def test_other_options_are_named_before_the_data_that_they_change(finished: Run) -> None:
     with pytest.raises(UserError, match="--limit_train 16 -> 12"):
         train_here(SCRIPT, finished.path, **LONG, limit_train=12, resume="auto")

@@ -129,6 +129,10 @@ def test_what_would_be_sent_can_be_looked_at(run, tmp_path: Path) -> None:
     assert "look" in share(options)
     recipe = yaml.safe_load((tmp_path / "look" / "config.yaml").read_text())
     assert "output_dir" not in recipe and recipe["image_size"] == [24, 24]
+    card = (tmp_path / "look" / "README.md").read_text()
+    size = run.summary["global_batch_size"]
+    assert f"--config config.yaml --global_batch_size {size} --data_dir YOUR_DATA" in card
+    assert "(at most 5 samples, `--limit_val`)" in card
     with pytest.raises(UserError, match="isn't empty"):
         share(options)
     with pytest.raises(UserError, match=r"no best\.safetensors"):

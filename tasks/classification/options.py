@@ -52,6 +52,7 @@ class ClassificationOptions(TrainingOptions):
         None,
         "instead of resized crops, shift the padded image by up to this many pixels",
         at_least=0,
+        at_most=1024,
     )
     hflip: float = augmentation_option(0.5, "probability of a horizontal flip", **SHARE)
     auto_augment: Literal["none", "rand_augment", "trivial_augment"] = augmentation_option(
@@ -64,7 +65,7 @@ class ClassificationOptions(TrainingOptions):
     crop_ratio: float = evaluation_option(
         0.875,
         "share of the image's side that evaluation looks at (1: all of it)",
-        above=0,
+        at_least=0.1,
         at_most=1,
     )
     pictures: int = evaluation_option(

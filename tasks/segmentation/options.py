@@ -104,8 +104,8 @@ class SegmentationOptions(TrainingOptions):
                     f"--class_weights is {self.class_weights!r}; give {', '.join(WEIGHTINGS)} or a "
                     "list with a weight per class."
                 )
-        elif not (min(self.class_weights) >= 0 and max(self.class_weights) > 0):
+        elif min(self.class_weights, default=0) < 0 or not any(self.class_weights):
             raise UserError(
-                f"--class_weights is {self.class_weights}; no weight may be negative, and not all "
-                "may be 0."
+                f"--class_weights is {self.class_weights}; give a weight per class, none of them "
+                "negative and not all of them 0."
             )

@@ -60,6 +60,7 @@ class VideoOptions(TrainingOptions):
         "smallest and largest length of the shorter side before a crop in training",
         length=2,
         at_least=1,
+        at_most=8192,
         ascending=True,
     )
     crop_area: list[float] | None = augmentation_option(
@@ -77,7 +78,7 @@ class VideoOptions(TrainingOptions):
     )
     color_jitter: list[float] = color_jitter_option([0.0, 0.0, 0.0, 0.0])
     eval_short_side: int = evaluation_option(
-        56, "length of the shorter side in evaluation", at_least=1
+        56, "length of the shorter side in evaluation", at_least=1, at_most=8192
     )
     eval_clips: int = evaluation_option(
         1, "clips per video in evaluation, evenly spaced", at_least=1
