@@ -1,9 +1,7 @@
 """The options of predict.py."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import yaml
+from typing import Literal
 
 from engine.fields import (
     SHARE,
@@ -104,19 +102,3 @@ class PredictOptions(Options):
             raise UserError("--precision fp16 needs a GPU; use bf16 or no.")
         if precision == "fp8":
             raise UserError("Predictions have no fp8; launch with --mixed_precision bf16.")
-
-
-def named_values(pairs: list[str], option: str) -> dict[str, Any]:
-    """Entries ``name=value`` as a dictionary; the values are read as YAML, lists also as 1,2.
-
-    Raises:
-        UserError: an entry has another form.
-    """
-    values = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not (name.isidentifier() and equals):
-            raise UserError(f"--{option} takes name=value, and not {pair!r}.")
-        several = "," in text and not text.startswith(("[", "{"))
-        values[name] = yaml.safe_load(f"[{text}]" if several else text)
-    return values

@@ -4,13 +4,14 @@ import contextlib
 import importlib
 import json
 from collections.abc import Iterator
+from dataclasses import Field
 from typing import Any
 
 from engine.about import data_as_in_training, different_classes
 from errors import UserError
 from inference.inputs import Input, out_names, readable
-from inference.options import PredictOptions, named_values
-from inference.tasks import options_class, with_options
+from inference.options import PredictOptions
+from inference.tasks import option_values, options_class, with_options
 from inference.trained import Trained
 
 # Sources whose class ids follow from names, so that they can be put into the model's order.
@@ -18,6 +19,12 @@ BY_NAME = {
     "detection": ("coco", "voc", "csv", "labelme", "datumaro"),
     "segmentation": ("coco", "labelme"),
 }
+
+# Options in the group of data that say nothing about samples here, or that are predict.py's own.
+NOT_OF_SAMPLES = (
+    *("dataset", "data_dir", "num_workers", "check_data", "balance_classes"),
+    *("allow_changed_data", "compare_contents"),
+)
 
 
 class DatasetSource:
@@ -36,10 +43,7 @@ class DatasetSource:
     def __init__(self, options: PredictOptions, model: Trained) -> None:
         about, task = model.about, model.about.task
         own = {"dataset": options.dataset, "data_dir": options.data_dir}
-        more = named_values(options.data_options, "data_options")
-        for name in more:
-            if name not in options_class(task).__dataclass_fields__:
-                raise UserError(f"train_{task}.py has no option {name}; check --data_options.")
+        more = option_values(task, options.data_options, "data_options", _is_about_the_data)
         if options.dataset in BY_NAME.get(task, ()):
             own["class_names"] = _names_to_give(task, about.classes)
         usual = vars(options_class(task)())
@@ -74,6 +78,12 @@ class DatasetSource:
                 yield sample, sample.label
         else:
             yield self.reader.read(number)
+
+
+def _is_about_the_data(option: Field) -> bool:
+    if option.name == "seed":  # of drawn samples
+        return True
+    return option.metadata["group"] == "data" and option.name not in NOT_OF_SAMPLES
 
 
 def _as_options(values: dict[str, Any]) -> str:

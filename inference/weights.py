@@ -10,8 +10,8 @@ from data.class_lists import class_list
 from data.masks import default_colors
 from engine.about import About
 from errors import UserError
-from inference.options import PredictOptions, named_values
-from inference.tasks import options_class
+from inference.options import PredictOptions
+from inference.tasks import inference_class, option_values, with_options
 from inference.trained import Trained, load_trained
 
 
@@ -47,13 +47,14 @@ def _given(options: PredictOptions) -> About | None:
     names: Any = options.class_names
     if isinstance(names, str):
         names = _listed(names, options.task)
-    values = named_values(options.model_options, "model_options")
-    known = options_class(options.task).__dataclass_fields__
-    for name in values:
-        if name not in known:
-            raise UserError(f"train_{options.task}.py has no option {name}; check --model_options.")
+    said_of = {*inference_class(options.task).saved} - {"model"}
+    values = option_values(
+        options.task, options.model_options, "model_options", lambda option: option.name in said_of
+    )
+    values["model"] = options.model
+    with_options(options.task, values).check()
     colors = default_colors(len(names) + 1)[1:]
-    return About(options.task, {"model": options.model, **values}, list(names), colors, {})
+    return About(options.task, values, list(names), colors, {})
 
 
 def _listed(names: str, task: str) -> list[str]:

@@ -19,7 +19,8 @@ from inference.inputs import Input, keeping, out_names
 from inference.options import PredictOptions
 from inference.output import OutputFolder
 from inference.rows import DatasetSource
-from inference.tasks import options_class
+from inference.tasks import option_values, options_class
+from inference.weights import load_model
 from tasks.classification.inference import ClassificationResult
 from tasks.classification.sources import load_data
 
@@ -98,6 +99,59 @@ def test_data_may_lack_a_class_of_the_weights(task, tmp_path) -> None:
         with found.open(number) as (_, truth):
             labels += truth["labels"].tolist() if task == "detection" else truth.unique().tolist()
     assert set(labels) == ({0} if task == "detection" else {0, 1})
+
+
+@pytest.mark.parametrize(
+    "entry, words",
+    [
+        ("exif=banana", "'turn', 'ignore'"),
+        ("limit_val=two", "limit_val"),
+        ("limit_val=[1", "limit_val"),
+        ("limit_val=-1", "at least 0"),
+        ("lr=3", "takes no lr"),
+        ("max_detections=1", "takes no max_detections"),
+        ("dataset=coco", "takes no dataset"),
+        ("data_dir=/x", "takes no data_dir"),
+        ("num_workers=1", "takes no num_workers"),
+        ("color=red", "no option color"),
+        ("exif", "name=value"),
+    ],
+)
+def test_what_is_no_option_of_the_data_is_refused(entry, words, tmp_path) -> None:
+    picture(tmp_path / "x.png")
+    given = {"dataset": "labelme", "data_dir": str(tmp_path), "data_options": [entry]}
+    with pytest.raises(UserError) as caught:
+        source(trained("detection", ["a"]), **given)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "entry, words",
+    [
+        ("image_size={", "image_size"),
+        ("image_size=8,8", "at least 32"),
+        ("lr=1", "takes no lr"),
+        ("model=yolo_s", "takes no model"),
+    ],
+)
+def test_what_is_no_option_of_a_model_is_refused(entry, words, tmp_path) -> None:
+    (tmp_path / "bare.safetensors").write_bytes(b"")
+    given = {"task": "detection", "model": "yolo_nano", "class_names": "a,b"}
+    options = PredictOptions(
+        weights=str(tmp_path / "bare.safetensors"), model_options=[entry], **given
+    )
+    with pytest.raises(UserError) as caught:
+        load_model(options, Accelerator(cpu=True))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_options_by_name_are_read_as_their_flags_are() -> None:
+    entries = ["image_size=64,96", "image_column=a,b", "fold=null", "class_names=1,b"]
+    values = option_values("detection", entries, "data_options", lambda option: True)
+    assert values == {
+        **{"image_size": [64, 96], "image_column": "a,b", "fold": None},
+        "class_names": ["1", "b"],
+    }
 
 
 def names(source: FileSource) -> list[str]:
