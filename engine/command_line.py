@@ -206,7 +206,7 @@ def _join_lists(words: list[str], options_class: type) -> list[str]:
         if word in lists and len(values) > (word not in only_texts):
             words = words[len(values) :]
             if word in texts:  # quoted, since texts may look like numbers and hold any character
-                values = [json.dumps(value, ensure_ascii=False) for value in values]
+                values = [json.dumps(value) for value in values]
             word = f"{word}=[{','.join(values)}]"
         joined.append(word)
     return joined
@@ -252,7 +252,11 @@ def _check_keys(path: str, text: str, options_class: type) -> None:
 def _parser(options_class: type, name: str) -> "jsonargparse.ArgumentParser":
     """What takes the flags of a dataclass of options."""
     import jsonargparse  # here, since it takes longer than all of --help
+    import yaml
 
+    # Lists are tried as JSON first, which holds any file's name; YAML refuses some characters.
+    loader = jsonargparse.get_loader("yaml")
+    jsonargparse.set_loader("yaml", loader, (yaml.YAMLError,), json_superset=False)
     parser = jsonargparse.ArgumentParser(prog=name, exit_on_error=False, default_env=False)
     types_of = get_type_hints(options_class)
     for field in dataclasses.fields(options_class):

@@ -390,7 +390,7 @@ def test_evaluation_in_tiles_is_what_tiles_predict(runs, task, tmp_path) -> None
     weights = {"weights": str(runs[task].path), "eval_only": True}
     run = train_here(TASKS[task], tmp_path / "run", eval_tile=32, **weights)
     tiny = SCRIPTS[TASKS[task]].tiny
-    names = ("limit_val", "limit_train", "image_size")
+    names = ("limit_val", "limit_train")
     data = [f"{k}={json.dumps(v)}" for k, v in tiny.items() if k in names]
     options = {"dataset": "synthetic", "data_options": data, "tile": 32}
     predicted(tmp_path / "out", runs[task].path, **options)

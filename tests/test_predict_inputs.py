@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from engine.about import About, data_of, parse_about
+from engine.command_line import parse
 from errors import UserError
 from inference.files import FileSource
 from inference.inputs import Input, keeping, out_names
@@ -205,10 +206,22 @@ def test_names_that_are_not_utf8_can_be_written(tmp_path) -> None:
         picture(Path(path))
     except OSError:
         pytest.skip("the file system takes no such names")
-    found = FileSource([path], "image")
-    assert found.inputs[0].out == "caf%E9" and found.inputs[0].name.encode()
-    with found.open(0) as (image, _):
-        assert image.shape == (3, 16, 20)
+    for given in (path, str(tmp_path)):
+        found = FileSource([given], "image")
+        assert found.inputs[0].out == "caf%E9" and found.inputs[0].name.encode()
+        with found.open(0) as (image, _):
+            assert image.shape == (3, 16, 20)
+    Path(path).rename(Path(path).with_suffix(".mp4"))
+    assert names(FileSource(str(tmp_path), "video")) == ["caf%E9.mp4"]
+
+
+def test_any_name_reaches_the_list_of_inputs() -> None:
+    words = [
+        "a.png",
+        *(f"{c}.png" for c in "\udcff\x7f\x85\u2028\ufeff\uffff\x01\n'\"\\€\U0001f600"),
+    ]
+    options = parse(PredictOptions, "", ["--weights=w", "--output=o", "--input", *words])
+    assert options.input == words
 
 
 class Source:
