@@ -57,8 +57,11 @@ class PredictOptions(Options):
         "cut pictures into squares of so many pixels (0: whole; default: as evaluation did)",
         at_least=0,
     )
-    overlap: float = prediction_option(
-        0.25, "share of a tile that the next one shows too", at_least=0, at_most=0.5
+    overlap: float | None = prediction_option(
+        None,
+        "share of a tile that the next one shows too (default: as evaluation did, or 0.25)",
+        at_least=0,
+        at_most=0.5,
     )
     tta: list[str] = prediction_option(
         [], "average over flip and scales, e.g. flip 0.75 1.25 (docs/predict.md)"
@@ -86,10 +89,10 @@ class PredictOptions(Options):
             raise UserError(
                 "Give either --input, such as a folder of pictures, or --dataset with --data_dir."
             )
-        if (self.data_dir or self.data_options) and not self.dataset:
-            raise UserError(
-                "--data_dir and --data_options are for --dataset; give that, or --input."
-            )
+        if not self.dataset:
+            for name in ("data_dir", "data_options", "split"):
+                if getattr(self, name) not in (None, [], "val"):
+                    raise UserError(f"--{name} is for --dataset; give that, or leave it out.")
         unknown = [name for name in self.save if name not in SAVED]
         if unknown:
             raise UserError(f"--save takes {', '.join(SAVED)}, and not {unknown[0]}.")

@@ -141,8 +141,8 @@ def test_going_on_with_what_failed(runs, pictures, tmp_path) -> None:
     status, records = predicted(out, weights, skip_done=True, **options)
     assert status == 0 and len(records) == 6 and all(r["error"] is None for r in records)
     assert (out / "pictures" / "plain.jpg").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match="another score"):
-        predicted(out, weights, skip_done=True, score=0.7, **options)
+    with pytest.raises(UserError, match="another top"):
+        predicted(out, weights, skip_done=True, top=3, **options)
 
 
 def test_a_killed_run_goes_on(runs, pictures, tmp_path) -> None:
@@ -277,7 +277,13 @@ MISTAKES = [
     ({"dataset": "fake", "input": ""}, "The classes of fake are not those of the weights"),
     ({"precision": "fp16"}, "needs a GPU"),
     ({"every": 1.0}, "--every is for video"),
-    ({"data_dir": "x"}, "are for --dataset"),
+    ({"data_dir": "x"}, "--data_dir is for --dataset"),
+    ({"split": "train"}, "--split is for --dataset"),
+    ({"score": 0.5}, "--score is for detection, and not for classification"),
+    ({"max_frames": 3}, "--max_frames is for videos"),
+    ({"overlap": 0.5}, "give --tile too"),
+    ({"model": "resnet18"}, "says itself"),
+    ({"model_options": ["image_size=24,24"]}, "says itself"),
     ({"model": "lenet", "task": "classification", "class_names": "a,b"}, "says itself"),
 ]
 

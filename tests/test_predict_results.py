@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import exporting.write
 import inference.loop
 from data import on_disk
+from data.tiles import Tiles
 from engine.about import About
 from errors import UserError
 from exporting.options import ExportOptions
@@ -25,7 +26,10 @@ from inference.data_sets import CocoFolder, picture_name
 from inference.films import _predict
 from inference.inputs import Input
 from inference.loop import Items, Writers
+from inference.options import PredictOptions
+from inference.task_output import task_output
 from inference.trained import Trained, inference_of
+from inference.weights import _use_tiles
 from sharing.upload import _without_places
 from tasks.detection.inference import DetectionResult
 from tasks.segmentation import tiles
@@ -214,3 +218,35 @@ def test_enlarging_in_bands_is_interpolation(size, monkeypatch) -> None:
     for window, part in parts:
         window.of(whole).copy_(part)
     assert torch.allclose(whole, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "task, useless, words",
+    [
+        ("segmentation", {"top": 3}, "--top is for classification and video"),
+        ("segmentation", {"score": 0.0}, "--score is for detection"),
+        ("detection", {"every": 1.0}, "--every is for video"),
+        ("video", {"save": ["curves"]}, "give --every too"),
+    ],
+)
+def test_what_does_nothing_for_a_task_is_refused(task, useless, words, tmp_path) -> None:
+    with pytest.raises(UserError, match=words):
+        task_output(trained(task, ["a", "b"]), PredictOptions(**useless), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ((None, None), Tiles(128, 0.4)),
+        ((None, 0.5), Tiles(128, 0.5)),
+        ((64, None), Tiles(64, 0.4)),
+        ((64, 0.1), Tiles(64, 0.1)),
+        ((0, None), None),
+    ],
+)
+def test_tiles_are_evaluation_s_where_nothing_is_given(given, expected) -> None:
+    model = trained("detection", ["a"], model="yolo_nano", eval_tile=128, eval_overlap=0.4)
+    _use_tiles(model, *given)
+    assert model.inference.tiles == expected
+    with pytest.raises(UserError, match="give --tile too"):
+        _use_tiles(model, 0, 0.5)
