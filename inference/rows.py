@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import json
 from collections.abc import Iterator
-from dataclasses import Field
+from dataclasses import Field, replace
 from typing import Any
 
 from engine.about import data_as_in_training, different_classes
@@ -53,11 +53,12 @@ class DatasetSource:
         hint = f"{_as_options(taken)} as in training; --data_options {otherwise} reads as usual"
         try:
             given.check()
-            data = importlib.import_module(f"tasks.{task}.sources").load_data(given)
+            data = _read(task, given, None if "class_names" in more else own.get("class_names"))
         except UserError as error:
             raise UserError(f"{error} (Read with {hint}.)" if taken else str(error)) from None
         if data.classes != about.classes:
-            raise UserError(different_classes(options.dataset, data.classes, about.classes))
+            flag = "--data_options class_names=a,b,..."
+            raise different_classes(options.dataset, data.classes, about.classes, given, flag)
         self.notes = [f"Read with {hint}."] * bool(taken) + list(data.notes)
         self.reader = _reader(task, getattr(data, options.split), data, given)
         self.is_video = model.inference.media == "video"
@@ -99,6 +100,19 @@ def _names_to_give(task: str, classes: list[str]) -> list[str]:
     from tasks.segmentation.outlines import BACKGROUNDS
 
     return [*BACKGROUNDS, *(name for name in classes if name not in BACKGROUNDS)]
+
+
+def _read(task: str, options: Any, named: list[str] | None) -> Any:
+    """The data set; ``named`` are class names that the options hold and no user gave."""
+    load_data = importlib.import_module(f"tasks.{task}.sources").load_data
+    try:
+        return load_data(options)
+    except UserError:
+        if named is None:
+            raise
+    # What is wrong whatever the names is said again here. Else they are, which a user can't mend.
+    found = load_data(replace(options, class_names=None))
+    raise different_classes(options.dataset, found.classes, named, options, "")
 
 
 def _reader(task: str, rows: Any, data: Any, options: Any) -> Any:

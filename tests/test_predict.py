@@ -231,6 +231,7 @@ def test_two_processes_predict_what_one_does(runs, pictures, tmp_path) -> None:
     command = ["predict.py", f"--weights={weights}", f"--input={pictures}", f"--output={out}"]
     done = launched(accelerate(2, *command, "--batch_size=2", "--num_workers=0"), out)
     assert done.status != 0 and "5 of 6 inputs done" in done.output
+    assert "2 processes share the inputs" in done.output
     for name in ("predictions.jsonl", "predictions.csv"):
         assert (out / name).read_text() == (tmp_path / "one" / name).read_text()
 

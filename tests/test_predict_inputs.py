@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from engine.about import About, data_of, parse_about
+from engine.about import About, data_of, different_classes, parse_about
 from engine.command_line import parse
 from errors import UserError
 from inference.files import FileSource
@@ -100,6 +100,33 @@ def test_data_may_lack_a_class_of_the_weights(task, tmp_path) -> None:
         with found.open(number) as (_, truth):
             labels += truth["labels"].tolist() if task == "detection" else truth.unique().tolist()
     assert set(labels) == ({0} if task == "detection" else {0, 1})
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_data_with_a_class_that_the_weights_lack_is_refused(task, tmp_path) -> None:
+    for split in ("train", "val"):
+        path = picture(tmp_path / split / "x.png")
+        shape = {"label": "emu", "shape_type": "rectangle", "points": [[2, 2], [9, 9]]}
+        content = {"imagePath": path.name, "imageHeight": 16, "imageWidth": 20, "shapes": [shape]}
+        path.with_suffix(".json").write_text(json.dumps(content))
+    given = {"dataset": "labelme", "data_dir": str(tmp_path)}
+    model = trained(task, ["ant", "bee"] if task == "detection" else ["background", "ant"])
+    with pytest.raises(UserError, match="the weights \\(which have no emu\\)") as caught:
+        source(model, **given)
+    assert "class_names" not in str(caught.value)
+    (tmp_path / "val" / "x.json").write_text("{")
+    with pytest.raises(UserError, match=r"x\.json"):
+        source(model, **given)
+
+
+def test_only_data_of_numbers_is_told_to_name_its_classes() -> None:
+    said = {}
+    for task, dataset in (("detection", "yolo"), ("detection", "fake"), ("classification", "x")):
+        options = options_class(task)(dataset=dataset)
+        error = different_classes("it", ["a", "b"], ["b", "a"], options, "--class_names")
+        said[dataset] = str(error)
+        assert "first a instead of b" in said[dataset]
+    assert [name for name, text in said.items() if "--class_names" in text] == ["yolo"]
 
 
 @pytest.mark.parametrize(
