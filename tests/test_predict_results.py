@@ -17,21 +17,24 @@ from torch.nn import functional as F
 import exporting.write
 import inference.loop
 from data import on_disk
+from data.faults import Faults
 from data.tiles import Tiles
 from engine.about import About
 from errors import UserError
 from exporting.options import ExportOptions
 from inference.averaging import Averaged
-from inference.data_sets import CocoFolder, picture_name
+from inference.data_sets import CocoFolder, VocFolder, picture_name
 from inference.films import _predict
-from inference.inputs import Input
+from inference.inputs import Input, out_names
 from inference.loop import Items, Writers
 from inference.options import PredictOptions
 from inference.task_output import task_output
 from inference.trained import Trained, inference_of
 from inference.weights import _use_tiles
 from sharing.upload import _without_places
+from tasks.detection.formats.voc import load_voc
 from tasks.detection.inference import DetectionResult
+from tasks.detection.options import DetectionOptions
 from tasks.segmentation import tiles
 from tasks.segmentation.inference import SegmentationResult
 
@@ -179,6 +182,20 @@ def test_pictures_of_any_name_become_a_data_set(tmp_path) -> None:
     for entry in content["images"]:
         assert (tmp_path / "coco" / "images" / entry["file_name"]).suffix == ".png"
         assert (tmp_path / "coco" / "images" / entry["file_name"]).is_file()
+
+
+def test_a_list_of_names_can_be_read_back(tmp_path) -> None:
+    picture = torch.zeros(3, 8, 9, dtype=torch.uint8)
+    box = torch.tensor([[1.0, 1.0, 5.0, 5.0]])
+    result = DetectionResult((8, 9), box, torch.ones(1), torch.zeros(1).long(), ["a"])
+    names = ["a\nb.png", "a_b.png", "\x01.png", " c.png", "d .png", "e f.png", "g\u2028.png"]
+    folder, outs = VocFolder(tmp_path, ["a"]), out_names(names)
+    for name, out in zip(names, outs, strict=True):
+        folder.add(Input(name, out, None, "image"), picture, result)
+    folder.conclude([{"out": out} for out in outs], 0.3)
+    data = load_voc(DetectionOptions(dataset="voc", data_dir=str(tmp_path)), faults := Faults())
+    faults.stop_if_any()
+    assert len(data.train) == len(data.val) == len(names) and len(set(outs)) == len(names)
 
 
 def test_a_detector_of_tiles_is_exported_for_its_own_size(tmp_path, monkeypatch) -> None:
