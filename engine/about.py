@@ -164,11 +164,10 @@ def different_classes(
         difference = f"which have no {unknown[0]}"
     named = [each for each in fields(options) if each.name == "class_names"]
     fits = any(options.dataset.partition(":")[0] in each.metadata["datasets"] for each in named)
-    advice = f", or give its class names in the weights' order with {flag}"
+    advice = f", or give its class names in the weights' order with {flag}" if flag and fits else ""
     return UserError(
         f"The classes of {what} are not those of the weights ({difference}), so the scores would "
-        f"mean nothing: take the data that the weights were trained on"
-        f"{advice if flag and fits else ''}."
+        f"mean nothing: take the data that the weights were trained on{advice}."
     )
 
 

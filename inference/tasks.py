@@ -48,6 +48,7 @@ def option_values(
         UserError: an entry has another form, or there is no such option or value.
     """
     script, known = f"train_{task}.py", {each.name: each for each in fields(options_class(task))}
+    taken = [name for name, each in known.items() if fits(each)]
     texts = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -55,10 +56,7 @@ def option_values(
             raise UserError(f"--{flag} takes name=value, and not {pair!r}.")
         if name not in known:
             raise UserError(f"{script} has no option {name}; check --{flag}.")
-        if not fits(known[name]):
-            raise UserError(
-                f"--{flag} takes no {name}: "
-                f"of {script}'s options {', '.join(filter(lambda n: fits(known[n]), known))}."
-            )
+        if name not in taken:
+            raise UserError(f"--{flag} takes no {name}: of {script} it takes {', '.join(taken)}.")
         texts[name] = text
     return parse_values(options_class(task), texts, f"--{flag} (see {script} --help)")

@@ -39,7 +39,7 @@ def _use_tiles(model: Trained, side: int | None, overlap: float | None) -> None:
     own = model.inference.tiles or Tiles(0, 0.25)
     side = own.side if side is None else side
     if overlap is not None and not side:
-        raise UserError("--overlap is of tiles, and pictures are looked at whole: give --tile too.")
+        raise UserError("--overlap is for tiles, and there are none: give --tile too.")
     model.use_tiles(side, own.overlap if overlap is None else overlap)
 
 
