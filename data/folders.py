@@ -220,7 +220,10 @@ class Found(NamedTuple):
 
 
 def find_files(
-    folder: Path, faults: Faults | None = None, suffixes: Collection[str] = IMAGE_SUFFIXES
+    folder: Path,
+    faults: Faults | None = None,
+    suffixes: Collection[str] = IMAGE_SUFFIXES,
+    any_name: bool = False,
 ) -> Found:
     """The files below a folder whose names end as ``suffixes`` say, in any case, and the others.
 
@@ -228,18 +231,19 @@ def find_files(
         folder: to search, see ``files_below``.
         faults: gets what can't be read, and the names that aren't UTF-8; with None any is refused.
         suffixes: in lower case, with the dot.
+        any_name: whether to take names that aren't UTF-8 too; the tables of data sets can't.
 
     Raises:
         UserError: there is a fault, and no ``faults`` to take it.
     """
     if faults is None:
-        found = find_files(folder, faults := Faults(), suffixes)
+        found = find_files(folder, faults := Faults(), suffixes, any_name)
         faults.stop_if_any()
         return found
     found = Found([], [])
     for path in files_below(folder, faults):
         wanted = path.suffix.lower() in suffixes
-        if wanted and not _is_utf8(path):
+        if wanted and not any_name and not _is_utf8(path):
             shown = os.fsencode(path).decode("utf-8", "backslashreplace")
             faults.add(shown, f"The name of the file {shown} is not UTF-8: rename it.")
         else:

@@ -127,25 +127,47 @@ def read_about(path: str | Path) -> About | None:
     return None if text is None else parse_about(text, str(path))
 
 
-def refuse_other_classes(path: str | Path, classes: list[str]) -> None:
+def refuse_other_classes(path: str | Path, classes: list[str], options: Any) -> None:
     """Make sure that data of ``classes`` can be scored with a file's weights.
+
+    Args:
+        path: of the file.
+        classes: of the data.
+        options: which the data was read with.
 
     Raises:
         UserError: the file says that its class ids mean others.
     """
     about = read_about(path)
     if about is not None and about.classes != classes:
-        raise UserError(different_classes("the data", classes, about.classes))
+        raise different_classes("the data", classes, about.classes, options, "--class_names")
 
 
-def different_classes(what: str, theirs: list[str], ours: list[str]) -> str:
-    """The sentence that refuses data of other classes than the weights'."""
+def different_classes(
+    what: str, theirs: list[str], ours: list[str], options: Any, flag: str
+) -> UserError:
+    """The error for data of other classes than the weights'.
+
+    Args:
+        what: the data.
+        theirs: its classes.
+        ours: those of the weights.
+        options: of the training script, which the data was read with.
+        flag: that takes the names of the classes, where the data has only an order of them; "" if
+            naming them would not help.
+    """
+    unknown = [name for name in theirs if name not in ours]
     pairs = zip(theirs, ours, strict=False)
     first = next((f"first {a} instead of {b}" for a, b in pairs if a != b), None)
-    return (
-        f"The classes of {what} are not those of the weights "
-        f"({first or f'{len(theirs)}, not {len(ours)}'}), so the scores would mean nothing: take "
-        "the data that the weights were trained on, or give its class names in the weights' order."
+    difference = first or f"{len(theirs)}, not {len(ours)}"
+    if unknown:
+        difference = f"which have no {unknown[0]}"
+    named = [each for each in fields(options) if each.name == "class_names"]
+    fits = any(options.dataset.partition(":")[0] in each.metadata["datasets"] for each in named)
+    advice = f", or give its class names in the weights' order with {flag}" if flag and fits else ""
+    return UserError(
+        f"The classes of {what} are not those of the weights ({difference}), so the scores would "
+        f"mean nothing: take the data that the weights were trained on{advice}."
     )
 
 

@@ -1,5 +1,6 @@
 """From the command line and recipe files to the options, and ``--help``."""
 
+import contextlib
 import dataclasses
 import difflib
 import itertools
@@ -10,6 +11,7 @@ import shutil
 import sys
 import textwrap
 import types
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from engine.about import HOLD_OUT, data_as_in_training, read_about
@@ -46,24 +48,12 @@ def parse(options_class: type[Given], description: str, args: list[str] | None =
     if "--help" in words or "-h" in words:
         print(help_text(options_class, description, script))
         sys.exit(0)
-    import jsonargparse  # here, since it takes longer than all of --help
-    import yaml
-
-    parser = jsonargparse.ArgumentParser(prog=script, exit_on_error=False, default_env=False)
+    parser = _parser(options_class, script)
     parser.add_argument("--config", action="config")
-    _add_fields(parser, options_class)
     words = _join_lists(words, options_class)
     _check_config_files(words, options_class)
-    try:
+    with _in_one_sentence(options_class, script):
         values = _with_those_of_weights(parser, words, options_class)
-    except (
-        jsonargparse.ArgumentError,
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        OverflowError,
-    ) as error:
-        raise UserError(_explain(error, options_class, script)) from None
     values.pop("config", None)
     options = options_class(**vars(values))
     for name in (*FILES, "output"):  # a shell leaves the ~ of --output_dir=~/runs as it is
@@ -71,6 +61,46 @@ def parse(options_class: type[Given], description: str, args: list[str] | None =
             setattr(options, name, os.path.expanduser(value))
     options.check()
     return options
+
+
+def parse_values(
+    options_class: type[Options], texts: Mapping[str, str], where: str
+) -> dict[str, Any]:
+    """Read some of a script's options, each as its flag takes it, and lists also as ``1,2``.
+
+    Args:
+        options_class: the script's dataclass.
+        texts: by the option's name.
+        where: they were given, for messages.
+
+    Raises:
+        UserError: a value of the wrong type.
+    """
+    types_of, words = get_type_hints(options_class), []
+    for name, text in texts.items():
+        several = "," in text and not text.startswith("[") and "list[" in str(types_of[name])
+        words += [f"--{name}", *text.split(",")] if several else [f"--{name}={text}"]
+    parser = _parser(options_class, where)
+    with _in_one_sentence(options_class, where):
+        return vars(parser.parse_args(_join_lists(words, options_class), defaults=False))
+
+
+@contextlib.contextmanager
+def _in_one_sentence(options_class: type, where: str) -> Iterator[None]:
+    """A context in which what the parser raises becomes a UserError."""
+    import jsonargparse
+    import yaml
+
+    try:
+        yield
+    except (
+        jsonargparse.ArgumentError,
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        OverflowError,
+    ) as error:
+        raise UserError(_explain(error, options_class, where)) from None
 
 
 def _with_those_of_weights(
@@ -176,7 +206,7 @@ def _join_lists(words: list[str], options_class: type) -> list[str]:
         if word in lists and len(values) > (word not in only_texts):
             words = words[len(values) :]
             if word in texts:  # quoted, since texts may look like numbers and hold any character
-                values = [json.dumps(value, ensure_ascii=False) for value in values]
+                values = [json.dumps(value) for value in values]
             word = f"{word}=[{','.join(values)}]"
         joined.append(word)
     return joined
@@ -219,9 +249,15 @@ def _check_keys(path: str, text: str, options_class: type) -> None:
             raise UserError(f"--config {path} gives {key} no value; give one, or leave it out.")
 
 
-def _add_fields(parser: "jsonargparse.ArgumentParser", options_class: type) -> None:
-    import jsonargparse
+def _parser(options_class: type, name: str) -> "jsonargparse.ArgumentParser":
+    """What takes the flags of a dataclass of options."""
+    import jsonargparse  # here, since it takes longer than all of --help
+    import yaml
 
+    # Lists are tried as JSON first, which holds any file's name; YAML refuses some characters.
+    loader = jsonargparse.get_loader("yaml")
+    jsonargparse.set_loader("yaml", loader, (yaml.YAMLError,), json_superset=False)
+    parser = jsonargparse.ArgumentParser(prog=name, exit_on_error=False, default_env=False)
     types_of = get_type_hints(options_class)
     for field in dataclasses.fields(options_class):
         settings: dict[str, Any] = {"default": default_of(field)}
@@ -233,6 +269,7 @@ def _add_fields(parser: "jsonargparse.ArgumentParser", options_class: type) -> N
             if types_of[field.name] == bool | str:  # a flag that may have a value
                 settings |= {"nargs": "?", "const": True}
         parser.add_argument(f"--{field.name}", **settings)
+    return parser
 
 
 def _kind(wanted: str) -> str:

@@ -242,10 +242,10 @@ def create_accelerator(options: Options) -> "Accelerator":
         accelerator.print("Apple's GPU is not used (no float64, no tests there): on the CPU.")
     if use_cpu and world_size > 1 and (fsdp or not options.cpu):
         why = "As --cpu says" if options.cpu else "No GPU here"
+        trains = isinstance(options, CommonOptions)
+        together = "train one model together" if trains else "share the inputs"
         whole = ", each with all of its weights: FSDP is left out" if fsdp else ""
-        accelerator.print(
-            f"{why}: {world_size} processes train one model together on the CPU (gloo){whole}."
-        )
+        accelerator.print(f"{why}: {world_size} processes {together} on the CPU (gloo){whole}.")
     return accelerator
 
 

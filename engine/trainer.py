@@ -96,7 +96,8 @@ class Trainer(Loop):
         checkpoint = self._resume(State(model, ema, optimizer, accelerator.scaler, Progress()))
         if options.eval_only and not checkpoint and options.weights not in NAMED_WEIGHTS:
             refuse_incomplete(model, options.weights)
-            refuse_other_classes(find_weights(options.weights), task.inference.classes)
+            classes = task.inference.classes
+            refuse_other_classes(find_weights(options.weights), classes, options)
         self.first_step = self.state.progress.step
         self.train_batches, self.evaluator = self._start_loaders()
         self.loaders = self.train_batches, *self.evaluator.loaders

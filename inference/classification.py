@@ -2,15 +2,19 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from errors import UserError
 from figures.canvas import FONT, INK, framed, shortened, stack, text_line
 from inference.curves import Curve, curve_figure, write_curve
 from inference.inputs import Input
+from inference.options import PredictOptions
 from inference.task_output import TaskOutput, at_drawing_size
+from inference.trained import Trained
 from tasks.classification.inference import ClassificationResult
 from tasks.classification.metrics import TOP, ClassCounts, class_metrics
 from tasks.video.figures import film_strip
@@ -79,6 +83,11 @@ class VideoOutput(ClassificationOutput):
 
     known = ("pictures", "curves")
     usual = ("curves",)
+
+    def __init__(self, model: Trained, options: PredictOptions, path: Path) -> None:
+        super().__init__(model, options, path)
+        if "curves" in options.save and not options.every:
+            raise UserError("--save curves draws clips slid over a video: give --every too.")
 
     @property
     def needs_media(self) -> bool:

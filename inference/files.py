@@ -99,9 +99,9 @@ class FileSource:
     def _in_folder(self, given: str, folder: Path) -> Iterator[tuple[str, str]]:
         self._refuse_result(folder)
         if self.media == "image":
-            found = find_files(folder, faults := Faults(), VIDEOS | IMAGE_SUFFIXES)
+            found = find_files(folder, faults := Faults(), VIDEOS | IMAGE_SUFFIXES, any_name=True)
         else:
-            found = find_videos(folder, faults := Faults())
+            found = find_videos(folder, faults := Faults(), any_name=True)
         files = [path for path in found.files if not self._is_result(path)]
         left_out = [path for path in found.left_out if not self._is_result(path)]
         if self.media == "video" and not files and any(_is_frame(folder, p) for p in left_out):

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+# What ends a line, can't be in XML, or is taken off at the ends of a line.
+NOT_IN_A_LINE = "[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]|^\\s|\\s$"
+
 
 @dataclass(frozen=True)
 class Input:
@@ -47,8 +50,8 @@ def keeping(inputs: Sequence[Input], known: Mapping[str, str]) -> list[Input]:
 def out_names(names: Sequence[str]) -> list[str]:
     """Where what is made of each input goes: its name without suffix, or with it where two agree.
 
-    The folder that holds all inputs is left out. Names that lead out of a folder lead into it. No
-    two are the same.
+    The folder that holds all inputs is left out. Names that lead out of a folder lead into it. What
+    a list of a name per line couldn't hold becomes "_". No two are the same.
     """
     plain = [_inside(name) for name in names]
     common = 0
@@ -62,7 +65,8 @@ def out_names(names: Sequence[str]) -> list[str]:
     taken: set[str] = set()
     for path in plain:
         stem = str(path.with_suffix(""))
-        out = _free(stem if stems[stem] == 1 else str(path), taken)
+        base = re.sub(NOT_IN_A_LINE, "_", stem if stems[stem] == 1 else str(path))
+        out = _free(base, taken)
         taken.add(out)
         outs.append(out)
     return outs

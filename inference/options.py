@@ -1,9 +1,7 @@
 """The options of predict.py."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import yaml
+from typing import Literal
 
 from engine.fields import (
     SHARE,
@@ -59,8 +57,11 @@ class PredictOptions(Options):
         "cut pictures into squares of so many pixels (0: whole; default: as evaluation did)",
         at_least=0,
     )
-    overlap: float = prediction_option(
-        0.25, "share of a tile that the next one shows too", at_least=0, at_most=0.5
+    overlap: float | None = prediction_option(
+        None,
+        "share of a tile that the next one shows too (default: as evaluation did, or 0.25)",
+        at_least=0,
+        at_most=0.5,
     )
     tta: list[str] = prediction_option(
         [], "average over flip and scales, e.g. flip 0.75 1.25 (docs/predict.md)"
@@ -88,10 +89,10 @@ class PredictOptions(Options):
             raise UserError(
                 "Give either --input, such as a folder of pictures, or --dataset with --data_dir."
             )
-        if (self.data_dir or self.data_options) and not self.dataset:
-            raise UserError(
-                "--data_dir and --data_options are for --dataset; give that, or --input."
-            )
+        if not self.dataset:
+            for name in ("data_dir", "data_options", "split"):
+                if getattr(self, name) not in (None, [], "val"):
+                    raise UserError(f"--{name} is for --dataset; give that, or leave it out.")
         unknown = [name for name in self.save if name not in SAVED]
         if unknown:
             raise UserError(f"--save takes {', '.join(SAVED)}, and not {unknown[0]}.")
@@ -104,19 +105,3 @@ class PredictOptions(Options):
             raise UserError("--precision fp16 needs a GPU; use bf16 or no.")
         if precision == "fp8":
             raise UserError("Predictions have no fp8; launch with --mixed_precision bf16.")
-
-
-def named_values(pairs: list[str], option: str) -> dict[str, Any]:
-    """Entries ``name=value`` as a dictionary; the values are read as YAML, lists also as 1,2.
-
-    Raises:
-        UserError: an entry has another form.
-    """
-    values = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not (name.isidentifier() and equals):
-            raise UserError(f"--{option} takes name=value, and not {pair!r}.")
-        several = "," in text and not text.startswith(("[", "{"))
-        values[name] = yaml.safe_load(f"[{text}]" if several else text)
-    return values

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 
 from engine.collectives import from_main_process
+from errors import UserError
 from inference.files import FileSource
 from inference.inputs import Input
 from inference.options import PredictOptions
@@ -39,10 +40,18 @@ def find_source(options: PredictOptions, model: Trained, accelerator: Accelerato
         UserError: there is nothing, or nothing that the model can take.
     """
     if options.dataset:
-        return DatasetSource(options, model)
-    source = None
-    if accelerator.is_main_process:
-        inference = model.inference
-        large = inference.tiles_as_stored
-        source = FileSource(options.input, inference.media, options.output, large)
-    return from_main_process(source)
+        source = DatasetSource(options, model)
+    else:
+        source = None
+        if accelerator.is_main_process:
+            inference = model.inference
+            large = inference.tiles_as_stored
+            source = FileSource(options.input, inference.media, options.output, large)
+        source = from_main_process(source)
+    framewise = model.inference.media == "image" and any(e.kind != "image" for e in source.inputs)
+    if options.max_frames and not framewise:
+        raise UserError(
+            "--max_frames is for videos that are predicted frame by frame, and there is none: "
+            "leave it out."
+        )
+    return source

@@ -20,6 +20,12 @@ from inference.trained import Trained
 LARGEST = 4096  # pixels of the longer side of an annotated picture
 SMALLEST = 320  # smaller pictures are enlarged for their annotations
 QUALITY = 92
+# Options that do nothing for the other tasks.
+FOR_TASKS = {
+    "every": ("video",),
+    "top": ("classification", "video"),
+    "score": ("detection",),
+}
 LOSSLESS = (".png", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -47,14 +53,14 @@ class TaskOutput(ABC):
     def __init__(self, model: Trained, options: PredictOptions, path: Path) -> None:
         self.model, self.options, self.path = model, options, path
         self.classes, self.colors = model.classes, model.inference.colors
-        if options.every and model.inference.media != "video":
-            raise UserError(f"--every is for video classifiers, and not for {model.about.task}.")
+        task = model.about.task
+        for name, tasks in FOR_TASKS.items():
+            if task not in tasks and getattr(options, name) != getattr(PredictOptions, name):
+                raise UserError(f"--{name} is for {' and '.join(tasks)}, and not for {task}.")
         self.saved = tuple(options.save) or self.usual
         for name in self.saved:
             if name not in self.known:
-                raise UserError(
-                    f"--save {name} is not for {model.about.task}; it has {', '.join(self.known)}."
-                )
+                raise UserError(f"--save {name} is not for {task}; it has {', '.join(self.known)}.")
 
     @property
     def needs_media(self) -> bool:

@@ -180,6 +180,11 @@ def load_trained(
     return Trained(inference, build_trained(inference, about, path), about, precision)
 
 
+def says_what_it_is(path: Path) -> bool:
+    """Whether a file of weights describes itself; one of ONNX can't be used otherwise."""
+    return path.suffix == ONNX or read_about(path) is not None
+
+
 def inference_of(about: About, device: torch.device) -> Inference:
     """The inference that a file's description asks for.
 

@@ -29,7 +29,7 @@ from exporting.options import ExportOptions
 from inference.averaging import Averaged, averaged
 from inference.files import FileSource
 from inference.inputs import out_names
-from inference.options import PredictOptions, named_values
+from inference.options import PredictOptions
 from inference.output import read_records
 from inference.tasks import options_class, with_options
 from inference.trained import load_trained
@@ -106,7 +106,7 @@ def test_weights_say_what_they_are(runs, task) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_prediction_is_what_was_scored(runs, task, tmp_path: Path) -> None:
     tiny = SCRIPTS[TASKS[task]].tiny
-    names = ("limit_val", "limit_train", "image_size", "short_side")
+    names = ("limit_val", "limit_train")
     data = [f"{k}={json.dumps(v)}" for k, v in tiny.items() if k in names]
     status, records = predicted(
         tmp_path / "out", runs[task].path, dataset="synthetic", data_options=data, batch_size=2
@@ -141,8 +141,8 @@ def test_going_on_with_what_failed(runs, pictures, tmp_path) -> None:
     status, records = predicted(out, weights, skip_done=True, **options)
     assert status == 0 and len(records) == 6 and all(r["error"] is None for r in records)
     assert (out / "pictures" / "plain.jpg").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match="another score"):
-        predicted(out, weights, skip_done=True, score=0.7, **options)
+    with pytest.raises(UserError, match="another top"):
+        predicted(out, weights, skip_done=True, top=3, **options)
 
 
 def test_a_killed_run_goes_on(runs, pictures, tmp_path) -> None:
@@ -231,6 +231,7 @@ def test_two_processes_predict_what_one_does(runs, pictures, tmp_path) -> None:
     command = ["predict.py", f"--weights={weights}", f"--input={pictures}", f"--output={out}"]
     done = launched(accelerate(2, *command, "--batch_size=2", "--num_workers=0"), out)
     assert done.status != 0 and "5 of 6 inputs done" in done.output
+    assert "2 processes share the inputs" in done.output
     for name in ("predictions.jsonl", "predictions.csv"):
         assert (out / name).read_text() == (tmp_path / "one" / name).read_text()
 
@@ -277,7 +278,13 @@ MISTAKES = [
     ({"dataset": "fake", "input": ""}, "The classes of fake are not those of the weights"),
     ({"precision": "fp16"}, "needs a GPU"),
     ({"every": 1.0}, "--every is for video"),
-    ({"data_dir": "x"}, "are for --dataset"),
+    ({"data_dir": "x"}, "--data_dir is for --dataset"),
+    ({"split": "train"}, "--split is for --dataset"),
+    ({"score": 0.5}, "--score is for detection, and not for classification"),
+    ({"max_frames": 3}, "--max_frames is for videos"),
+    ({"overlap": 0.5}, "give --tile too"),
+    ({"model": "resnet18"}, "says itself"),
+    ({"model_options": ["image_size=24,24"]}, "says itself"),
     ({"model": "lenet", "task": "classification", "class_names": "a,b"}, "says itself"),
 ]
 
@@ -336,7 +343,6 @@ def test_inputs_are_found_and_nothing_is_lost(pictures, tmp_path, monkeypatch) -
     assert out_names(["/far/a/x.jpg", "/far/b/x.jpg"]) == ["a/x", "b/x"]
     two = FileSource([str(pictures), str(pictures / "sub"), str(pictures / "sub")], "image")
     assert len(two.inputs) == 6 and len({each.out for each in two.inputs}) == 6
-    assert named_values(["a=1", "b=x/y", "c=2,3"], "o") == {"a": 1, "b": "x/y", "c": [2, 3]}
 
 
 @pytest.mark.parametrize("length, side, overlap", [(100, 32, 0.25), (97, 32, 0.5), (20, 32, 0.3)])
@@ -391,7 +397,7 @@ def test_evaluation_in_tiles_is_what_tiles_predict(runs, task, tmp_path) -> None
     weights = {"weights": str(runs[task].path), "eval_only": True}
     run = train_here(TASKS[task], tmp_path / "run", eval_tile=32, **weights)
     tiny = SCRIPTS[TASKS[task]].tiny
-    names = ("limit_val", "limit_train", "image_size")
+    names = ("limit_val", "limit_train")
     data = [f"{k}={json.dumps(v)}" for k, v in tiny.items() if k in names]
     options = {"dataset": "synthetic", "data_options": data, "tile": 32}
     predicted(tmp_path / "out", runs[task].path, **options)

@@ -12,14 +12,16 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from engine.about import About, data_of, parse_about
+from engine.about import About, data_of, different_classes, parse_about
+from engine.command_line import parse
 from errors import UserError
 from inference.files import FileSource
 from inference.inputs import Input, keeping, out_names
 from inference.options import PredictOptions
 from inference.output import OutputFolder
 from inference.rows import DatasetSource
-from inference.tasks import options_class
+from inference.tasks import option_values, options_class
+from inference.weights import load_model
 from tasks.classification.inference import ClassificationResult
 from tasks.classification.sources import load_data
 
@@ -100,6 +102,86 @@ def test_data_may_lack_a_class_of_the_weights(task, tmp_path) -> None:
     assert set(labels) == ({0} if task == "detection" else {0, 1})
 
 
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_data_with_a_class_that_the_weights_lack_is_refused(task, tmp_path) -> None:
+    for split in ("train", "val"):
+        path = picture(tmp_path / split / "x.png")
+        shape = {"label": "emu", "shape_type": "rectangle", "points": [[2, 2], [9, 9]]}
+        content = {"imagePath": path.name, "imageHeight": 16, "imageWidth": 20, "shapes": [shape]}
+        path.with_suffix(".json").write_text(json.dumps(content))
+    given = {"dataset": "labelme", "data_dir": str(tmp_path)}
+    model = trained(task, ["ant", "bee"] if task == "detection" else ["background", "ant"])
+    with pytest.raises(UserError, match="the weights \\(which have no emu\\)") as caught:
+        source(model, **given)
+    assert "class_names" not in str(caught.value)
+    (tmp_path / "val" / "x.json").write_text("{")
+    with pytest.raises(UserError, match=r"x\.json"):
+        source(model, **given)
+
+
+def test_only_data_of_numbers_is_told_to_name_its_classes() -> None:
+    said = {}
+    for task, dataset in (("detection", "yolo"), ("detection", "fake"), ("classification", "x")):
+        options = options_class(task)(dataset=dataset)
+        error = different_classes("it", ["a", "b"], ["b", "a"], options, "--class_names")
+        said[dataset] = str(error)
+        assert "first a instead of b" in said[dataset]
+    assert [name for name, text in said.items() if "--class_names" in text] == ["yolo"]
+
+
+@pytest.mark.parametrize(
+    "entry, words",
+    [
+        ("exif=banana", "'turn', 'ignore'"),
+        ("limit_val=two", "limit_val"),
+        ("limit_val=[1", "limit_val"),
+        ("limit_val=-1", "at least 0"),
+        ("lr=3", "takes no lr"),
+        ("max_detections=1", "takes no max_detections"),
+        ("dataset=coco", "takes no dataset"),
+        ("data_dir=/x", "takes no data_dir"),
+        ("num_workers=1", "takes no num_workers"),
+        ("color=red", "no option color"),
+        ("exif", "name=value"),
+    ],
+)
+def test_what_is_no_option_of_the_data_is_refused(entry, words, tmp_path) -> None:
+    picture(tmp_path / "x.png")
+    given = {"dataset": "labelme", "data_dir": str(tmp_path), "data_options": [entry]}
+    with pytest.raises(UserError) as caught:
+        source(trained("detection", ["a"]), **given)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "entry, words",
+    [
+        ("image_size={", "image_size"),
+        ("image_size=8,8", "at least 32"),
+        ("lr=1", "takes no lr"),
+        ("model=yolo_s", "takes no model"),
+    ],
+)
+def test_what_is_no_option_of_a_model_is_refused(entry, words, tmp_path) -> None:
+    (tmp_path / "bare.safetensors").write_bytes(b"")
+    given = {"task": "detection", "model": "yolo_nano", "class_names": "a,b"}
+    options = PredictOptions(
+        weights=str(tmp_path / "bare.safetensors"), model_options=[entry], **given
+    )
+    with pytest.raises(UserError) as caught:
+        load_model(options, Accelerator(cpu=True))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_options_by_name_are_read_as_their_flags_are() -> None:
+    entries = ["image_size=64,96", "image_column=a,b", "fold=null", "class_names=1,b"]
+    values = option_values("detection", entries, "data_options", lambda option: True)
+    assert values == {
+        **{"image_size": [64, 96], "image_column": "a,b", "fold": None},
+        "class_names": ["1", "b"],
+    }
+
+
 def names(source: FileSource) -> list[str]:
     return [each.name for each in source.inputs]
 
@@ -151,10 +233,22 @@ def test_names_that_are_not_utf8_can_be_written(tmp_path) -> None:
         picture(Path(path))
     except OSError:
         pytest.skip("the file system takes no such names")
-    found = FileSource([path], "image")
-    assert found.inputs[0].out == "caf%E9" and found.inputs[0].name.encode()
-    with found.open(0) as (image, _):
-        assert image.shape == (3, 16, 20)
+    for given in (path, str(tmp_path)):
+        found = FileSource([given], "image")
+        assert found.inputs[0].out == "caf%E9" and found.inputs[0].name.encode()
+        with found.open(0) as (image, _):
+            assert image.shape == (3, 16, 20)
+    Path(path).rename(Path(path).with_suffix(".mp4"))
+    assert names(FileSource(str(tmp_path), "video")) == ["caf%E9.mp4"]
+
+
+def test_any_name_reaches_the_list_of_inputs() -> None:
+    words = [
+        "a.png",
+        *(f"{c}.png" for c in "\udcff\x7f\x85\u2028\ufeff\uffff\x01\n'\"\\€\U0001f600"),
+    ]
+    options = parse(PredictOptions, "", ["--weights=w", "--output=o", "--input", *words])
+    assert options.input == words
 
 
 class Source:

@@ -17,17 +17,24 @@ from torch.nn import functional as F
 import exporting.write
 import inference.loop
 from data import on_disk
+from data.faults import Faults
+from data.tiles import Tiles
 from engine.about import About
 from errors import UserError
 from exporting.options import ExportOptions
 from inference.averaging import Averaged
-from inference.data_sets import CocoFolder, picture_name
+from inference.data_sets import CocoFolder, VocFolder, picture_name
 from inference.films import _predict
-from inference.inputs import Input
+from inference.inputs import Input, out_names
 from inference.loop import Items, Writers
+from inference.options import PredictOptions
+from inference.task_output import task_output
 from inference.trained import Trained, inference_of
+from inference.weights import _use_tiles
 from sharing.upload import _without_places
+from tasks.detection.formats.voc import load_voc
 from tasks.detection.inference import DetectionResult
+from tasks.detection.options import DetectionOptions
 from tasks.segmentation import tiles
 from tasks.segmentation.inference import SegmentationResult
 
@@ -177,6 +184,20 @@ def test_pictures_of_any_name_become_a_data_set(tmp_path) -> None:
         assert (tmp_path / "coco" / "images" / entry["file_name"]).is_file()
 
 
+def test_a_list_of_names_can_be_read_back(tmp_path) -> None:
+    picture = torch.zeros(3, 8, 9, dtype=torch.uint8)
+    box = torch.tensor([[1.0, 1.0, 5.0, 5.0]])
+    result = DetectionResult((8, 9), box, torch.ones(1), torch.zeros(1).long(), ["a"])
+    names = ["a\nb.png", "a_b.png", "\x01.png", " c.png", "d .png", "e f.png", "g\u2028.png"]
+    folder, outs = VocFolder(tmp_path, ["a"]), out_names(names)
+    for name, out in zip(names, outs, strict=True):
+        folder.add(Input(name, out, None, "image"), picture, result)
+    folder.conclude([{"out": out} for out in outs], 0.3)
+    data = load_voc(DetectionOptions(dataset="voc", data_dir=str(tmp_path)), faults := Faults())
+    faults.stop_if_any()
+    assert len(data.train) == len(data.val) == len(names) and len(set(outs)) == len(names)
+
+
 def test_a_detector_of_tiles_is_exported_for_its_own_size(tmp_path, monkeypatch) -> None:
     def stop(form: Any, images: torch.Tensor, task: str) -> Any:
         raise UserError(f"size {tuple(images.shape)}")
@@ -214,3 +235,35 @@ def test_enlarging_in_bands_is_interpolation(size, monkeypatch) -> None:
     for window, part in parts:
         window.of(whole).copy_(part)
     assert torch.allclose(whole, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "task, useless, words",
+    [
+        ("segmentation", {"top": 3}, "--top is for classification and video"),
+        ("segmentation", {"score": 0.0}, "--score is for detection"),
+        ("detection", {"every": 1.0}, "--every is for video"),
+        ("video", {"save": ["curves"]}, "give --every too"),
+    ],
+)
+def test_what_does_nothing_for_a_task_is_refused(task, useless, words, tmp_path) -> None:
+    with pytest.raises(UserError, match=words):
+        task_output(trained(task, ["a", "b"]), PredictOptions(**useless), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ((None, None), Tiles(128, 0.4)),
+        ((None, 0.5), Tiles(128, 0.5)),
+        ((64, None), Tiles(64, 0.4)),
+        ((64, 0.1), Tiles(64, 0.1)),
+        ((0, None), None),
+    ],
+)
+def test_tiles_are_evaluation_s_where_nothing_is_given(given, expected) -> None:
+    model = trained("detection", ["a"], model="yolo_nano", eval_tile=128, eval_overlap=0.4)
+    _use_tiles(model, *given)
+    assert model.inference.tiles == expected
+    with pytest.raises(UserError, match="give --tile too"):
+        _use_tiles(model, 0, 0.5)

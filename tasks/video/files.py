@@ -39,7 +39,7 @@ VIDEOS = frozenset(
 ANIMATED = (".gif", ".png", ".apng", ".webp")  # pictures that may be videos
 
 
-def find_videos(folder: Path, faults: Faults) -> Found:
+def find_videos(folder: Path, faults: Faults, any_name: bool = False) -> Found:
     """Video files and folders of frames below a folder, sorted, and the files that are neither.
 
     A folder of images is a video, unless it is ``folder`` itself or there are videos in it or below
@@ -48,8 +48,9 @@ def find_videos(folder: Path, faults: Faults) -> Found:
     Args:
         folder: to search.
         faults: gets what can't be read, and animations that can't be decoded as videos.
+        any_name: see ``find_files``.
     """
-    found = find_files(folder, faults, VIDEOS | IMAGE_SUFFIXES)
+    found = find_files(folder, faults, VIDEOS | IMAGE_SUFFIXES, any_name)
     videos = [path for path in found.files if path.suffix.lower() in VIDEOS]
     pictures: dict[Path, list[Path]] = {}
     for path in found.files:
