@@ -11,6 +11,7 @@ from engine.fields import (
     prediction_option,
     weights_option,
 )
+from engine.options import SMALLEST_TILE
 from errors import UserError
 
 SAVED = ("pictures", "masks", "rle", "coco", "yolo", "voc", "curves")
@@ -96,8 +97,10 @@ class PredictOptions(Options):
         unknown = [name for name in self.save if name not in SAVED]
         if unknown:
             raise UserError(f"--save takes {', '.join(SAVED)}, and not {unknown[0]}.")
-        if self.tile and self.tile < 32:
-            raise UserError(f"--tile is {self.tile}; give at least 32, or 0 for whole pictures.")
+        if self.tile and self.tile < SMALLEST_TILE:
+            raise UserError(
+                f"--tile is {self.tile}; give at least {SMALLEST_TILE}, or 0 for whole pictures."
+            )
 
     def check_launch(self, processes: int, on_cpu: bool, precision: str) -> None:
         """Refuse a precision that the device doesn't have."""
