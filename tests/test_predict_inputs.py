@@ -132,7 +132,7 @@ def test_only_data_of_numbers_is_told_to_name_its_classes() -> None:
 @pytest.mark.parametrize(
     "entry, words",
     [
-        ("exif=banana", "'turn', 'ignore'"),
+        ("exif=banana", "--exif is banana; give one of turn, ignore"),
         ("limit_val=two", "limit_val"),
         ("limit_val=[1", "limit_val"),
         ("limit_val=-1", "at least 0"),
