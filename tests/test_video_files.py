@@ -243,7 +243,8 @@ def test_lists_of_paths_and_labels(tmp_path, line, labels):
         assert data.classes == ["class 0", "class 1"] and "2 classes" in data.notes[0]
         (tmp_path / "classes.txt").write_text("walk\nrun\n")
         data = load("list", tmp_path)
-        assert not data.notes and data.classes == names
+        assert data.classes == names
+        assert data.notes == ("val: 1 of 2 classes have no video, and count in no mean: walk.",)
     assert labels_by_name(data, data.train) == {"a": "walk", "b c": "run"}
     assert labels_by_name(data, data.val) == {"d": "run"}
     if labels == "numbers":
