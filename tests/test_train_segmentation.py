@@ -234,6 +234,18 @@ def test_eval_size_scores_at_the_label_s_resolution(train, monkeypatch) -> None:
     assert {tuple(group["mask"].shape[-2:]) for group in seen} == {(32, 32)}
 
 
+def test_masks_without_a_pixel_to_score_end_the_run_which_is_saved(train, tmp_path) -> None:
+    for split, value in (("train", 1), ("val", 255)):
+        for kind, pixels in (("images", 90), ("masks", value)):
+            (tmp_path / split / kind).mkdir(parents=True)
+            for name in "ab":
+                pixel = np.full((32, 32), pixels, np.uint8)
+                Image.fromarray(pixel).save(tmp_path / split / kind / f"{name}.png")
+    with pytest.raises(UserError, match="Every pixel of the scored masks is ignored"):
+        train(dataset="folder", data_dir=str(tmp_path), max_steps=2)
+    assert list(tmp_path.rglob("checkpoints/step_00000001"))
+
+
 def test_eval_only_scores_given_weights(train, baseline: Run) -> None:
     best = str(baseline.path / "best.safetensors")
     run = train(eval_only=True, weights=best, ema=0.0)
