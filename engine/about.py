@@ -140,13 +140,36 @@ def refuse_other_classes(path: str | Path, classes: list[str]) -> None:
 
 def different_classes(what: str, theirs: list[str], ours: list[str]) -> str:
     """The sentence that refuses data of other classes than the weights'."""
+    return (
+        f"The classes of {what} are not those of the weights ({_difference(theirs, ours)}), so the "
+        "scores would mean nothing: take the data that the weights were trained on, or give its "
+        "class names in the weights' order."
+    )
+
+
+def kept_head_note(path: str | Path, task: str, classes: list[str]) -> str | None:
+    """A sentence where training starts from a head for other classes, which fits by its shape.
+
+    Args:
+        path: the file of weights.
+        task: that is trained.
+        classes: to learn.
+    """
+    about = read_about(path)
+    if about is None or about.task != task or about.classes == classes:
+        return None
+    if len(about.classes) != len(classes):
+        return None  # its head is left out, which is said where the weights are loaded
+    return (
+        f"The classes of the data are not those of {path} ({_difference(classes, about.classes)}): "
+        "its head, which has the same shape, is kept to start from."
+    )
+
+
+def _difference(theirs: list[str], ours: list[str]) -> str:
     pairs = zip(theirs, ours, strict=False)
     first = next((f"first {a} instead of {b}" for a, b in pairs if a != b), None)
-    return (
-        f"The classes of {what} are not those of the weights "
-        f"({first or f'{len(theirs)}, not {len(ours)}'}), so the scores would mean nothing: take "
-        "the data that the weights were trained on, or give its class names in the weights' order."
-    )
+    return first or f"{len(theirs)}, not {len(ours)}"
 
 
 def parse_about(text: str, where: str) -> About:
