@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data.faults import Fault, Faults
-from data.samples import RowReader, stored_paths
+from data.notes import some_of
+from data.paths import stored_paths
+from data.samples import RowReader
 from errors import UserError
 
 DARK = 16  # a picture whose brightest value is below this is as good as black
-EXAMPLES = 3  # files that a suspicion names on the screen
 
 
 class Look(NamedTuple):
@@ -251,6 +252,7 @@ def _fault_lines(found: Sequence[tuple[str, Fault]]) -> list[str]:
 def _suspicion_lines(suspicions: Sequence[tuple[str, Suspicion]]) -> list[str]:
     lines = ["look at these:"] if suspicions else []
     for split, (kind, hint, seen) in suspicions:
-        shown = ", ".join(seen[:EXAMPLES]) + (" and others" if len(seen) > EXAMPLES else "")
-        lines.append(f"  {split + ': ' if split else ''}{len(seen)} {kind}, {hint} ({shown})")
+        lines.append(
+            f"  {split + ': ' if split else ''}{len(seen)} {kind}, {hint} ({some_of(seen)})"
+        )
     return lines

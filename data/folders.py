@@ -10,6 +10,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from data.faults import Faults
+from data.notes import some_of
 from data.sources import SourceOptions
 from errors import UserError
 
@@ -33,8 +34,6 @@ IMAGE_SUFFIXES = frozenset(
 TRAIN = ("train", "training")
 TEST = ("test", "testing")
 VAL = ("val", "validation", "valid", "validate", "dev", "eval", "evaluation", *TEST)
-
-EXAMPLES = 3  # files that a note names
 
 
 def data_root(options: SourceOptions, expected: str, *inner: str) -> Path:
@@ -276,10 +275,9 @@ def left_out_note(where: object, left_out: Sequence[Path], what: str) -> tuple[s
         return ()
     kinds = Counter(path.suffix.lower() or "no suffix" for path in left_out)
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    shown = ", ".join(shown_name(path) for path in left_out[:EXAMPLES])
-    more = " and others" if len(left_out) > EXAMPLES else ""
+    shown = some_of([shown_name(path) for path in left_out])
     are = "1 file is" if len(left_out) == 1 else f"{len(left_out)} files are"
-    return (f"{are} left out in {where}, being no {what} ({counts}): {shown}{more}.",)
+    return (f"{are} left out in {where}, being no {what} ({counts}): {shown}.",)
 
 
 def shown_name(path: Path) -> str:

@@ -18,7 +18,7 @@ from datasets.table import InMemoryTable, concat_tables
 from data.class_lists import by_number, label_text
 from data.folders import TRAIN, VAL, stand_in_note
 from data.holdout import held_out, holdout_note, wants_holdout
-from data.samples import stored_paths
+from data.paths import stored_paths
 from data.sources import SourceOptions
 from errors import UserError
 

@@ -5,6 +5,10 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+
 
 def resolve(name: str, bases: Sequence[Path]) -> Path | None:
     """The file or folder that a text names; None where there is none.
@@ -40,3 +44,23 @@ def relative(root: Path, path: str | Path) -> str:
     """A path below a folder, with slashes; the whole path elsewhere."""
     path = Path(path)
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def stored_paths(rows: datasets.Dataset, column: str) -> list[str | None] | None:
+    """The path of each row's file, without reading the files that are stored as bytes.
+
+    Args:
+        rows: a split.
+        column: of paths, or of cells ``{"path", "bytes"}``.
+
+    Returns:
+        None where the column holds no paths.
+    """
+    stored = rows.data.column(column)
+    if pa.types.is_struct(stored.type) and stored.type.get_field_index("path") >= 0:
+        stored = pc.struct_field(stored, "path")
+    if not pa.types.is_string(stored.type):
+        return None
+    # The rows of the table that are in the data set; None for all.
+    indices = rows._indices
+    return (stored if indices is None else stored.take(indices.column(0))).to_pylist()

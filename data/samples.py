@@ -5,32 +5,10 @@ from typing import Any, ClassVar
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from data.decode import cell_name
-
-
-def stored_paths(rows: datasets.Dataset, column: str) -> list[str | None] | None:
-    """The path of each row's file, without reading the files that are stored as bytes.
-
-    Args:
-        rows: a split.
-        column: of paths, or of cells ``{"path", "bytes"}``.
-
-    Returns:
-        None where the column holds no paths.
-    """
-    stored = rows.data.column(column)
-    if pa.types.is_struct(stored.type) and stored.type.get_field_index("path") >= 0:
-        stored = pc.struct_field(stored, "path")
-    if not pa.types.is_string(stored.type):
-        return None
-    # The rows of the table that are in the data set; None for all.
-    indices = rows._indices
-    return (stored if indices is None else stored.take(indices.column(0))).to_pylist()
 
 
 class RowReader:

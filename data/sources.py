@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 
 from data.faults import Faults
+from data.notes import shared_note
 from errors import UserError
 
 
@@ -32,7 +33,7 @@ def load_from(
         faults: gets the faults of single files and records; with None any fault is refused.
 
     Returns:
-        What the source returns, a dataclass with the rows ``train`` and ``val``.
+        What the source returns, a dataclass with the rows ``train`` and ``val``, and ``notes``.
 
     Raises:
         UserError: there is no such data set, it isn't in the layout expected, or it has a fault
@@ -52,7 +53,8 @@ def load_from(
     if faults is None:
         collected.stop_if_any()
     train, val = spread(data.train, options.limit_train), spread(data.val, options.limit_val)
-    return replace(data, train=train, val=val)
+    notes = (*data.notes, *shared_note(train, val))
+    return replace(data, train=train, val=val, notes=notes)
 
 
 def evenly_spaced(count: int, limit: int) -> np.ndarray:

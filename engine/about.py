@@ -157,11 +157,7 @@ def different_classes(
             naming them would not help.
     """
     unknown = [name for name in theirs if name not in ours]
-    pairs = zip(theirs, ours, strict=False)
-    first = next((f"first {a} instead of {b}" for a, b in pairs if a != b), None)
-    difference = first or f"{len(theirs)}, not {len(ours)}"
-    if unknown:
-        difference = f"which have no {unknown[0]}"
+    difference = f"which have no {unknown[0]}" if unknown else _difference(theirs, ours)
     named = [each for each in fields(options) if each.name == "class_names"]
     fits = any(options.dataset.partition(":")[0] in each.metadata["datasets"] for each in named)
     advice = f", or give its class names in the weights' order with {flag}" if flag and fits else ""
@@ -169,6 +165,31 @@ def different_classes(
         f"The classes of {what} are not those of the weights ({difference}), so the scores would "
         f"mean nothing: take the data that the weights were trained on{advice}."
     )
+
+
+def kept_head_note(path: str | Path, task: str, classes: list[str]) -> str | None:
+    """A sentence where training starts from a head for other classes, which fits by its shape.
+
+    Args:
+        path: the file of weights.
+        task: that is trained.
+        classes: to learn.
+    """
+    about = read_about(path)
+    if about is None or about.task != task or about.classes == classes:
+        return None
+    if len(about.classes) != len(classes):
+        return None  # its head is left out, which is said where the weights are loaded
+    return (
+        f"The classes of the data are not those of {path} ({_difference(classes, about.classes)}): "
+        "its head, which has the same shape, is kept to start from."
+    )
+
+
+def _difference(theirs: list[str], ours: list[str]) -> str:
+    pairs = zip(theirs, ours, strict=False)
+    first = next((f"first {a} instead of {b}" for a, b in pairs if a != b), None)
+    return first or f"{len(theirs)}, not {len(ours)}"
 
 
 def parse_about(text: str, where: str) -> About:

@@ -18,6 +18,7 @@ from engine.plan import Plan
 from engine.randomness import counting_freely, naming_what_is_not_deterministic, seed_step
 from engine.stop import StopRequest
 from engine.task import Batch, Evaluation, Task
+from errors import UserError
 from norm import average_running_stats, precise_bn
 
 
@@ -74,7 +75,7 @@ class Evaluator:
 
         Returns:
             The metrics over the whole validation data, and on the main process their details; or
-            None if a process was asked to stop.
+            None if a process was asked to stop, or there was nothing to score.
         """
         average_running_stats(model)
         try:
@@ -88,11 +89,16 @@ class Evaluator:
         if asked:
             return None
         records = [] if tally.records is None else gather_lists(tally.records)
-        if self.accelerator.is_main_process:
-            evaluation = self.task.score(sums, records)
-            from_main_process(evaluation.metrics)
-            return evaluation
-        return Evaluation(from_main_process(None))
+        evaluation = self._score(sums, records) if self.accelerator.is_main_process else None
+        metrics = from_main_process(evaluation and evaluation.metrics)
+        return evaluation or (None if metrics is None else Evaluation(metrics))
+
+    def _score(self, sums: dict[str, Tensor], records: list) -> Evaluation | None:
+        try:
+            return self.task.score(sums, records)
+        except UserError as error:  # the others are told at the end
+            self.stop.fail(error)
+            return None
 
     @contextlib.contextmanager
     def inference(self, model: nn.Module) -> Iterator[None]:

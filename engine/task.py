@@ -128,6 +128,9 @@ class Task(ABC):
         Args:
             sums: those of ``evaluate``, added over all processes, on the CPU.
             records: those of ``evaluate``, of all processes.
+
+        Raises:
+            UserError: there is nothing to score.
         """
 
     @abstractmethod

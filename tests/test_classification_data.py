@@ -111,7 +111,8 @@ def test_folder_of_splits(tmp_path, train, val):
 def test_folder_without_validation_holds_out_a_part_of_each_class(tmp_path, splits):
     make_folder(tmp_path, splits, counts=(("a", 60), ("b", 4), ("c", 2), ("d", 1)))
     data = load("folder", tmp_path)
-    assert len(data.notes) == 1 and "held out" in data.notes[0]
+    assert len(data.notes) == 2 and "held out" in data.notes[0]
+    assert data.notes[1].startswith("val: 1 of 4 classes have no image") and "d." in data.notes[1]
     counts = np.bincount(data.val["label"][:], minlength=4)
     assert 1 <= counts[0] <= 15 and counts[1] >= 1 and counts[2] == 1 and counts[3] == 0
     assert set(data.train["label"][:]) == {0, 1, 2, 3}
@@ -256,7 +257,7 @@ def test_fashion_mnist(tmp_path, inner, gzipped):
     arrays = make_fashion_mnist(tmp_path / "data" / inner, gzipped)
     data = load("fashion_mnist", tmp_path / "data", limit_train=5)
     assert data.train["label"] == [0, 4, 8, 2, 6] and len(data.val) == 6
-    assert data.classes[0] == "T-shirt/top" and len(data.classes) == 10 and data.notes == ()
+    assert data.classes[0] == "T-shirt/top" and len(data.classes) == 10
     image, label = reader_of(data).read(1)
     assert label == 4 and image.shape == (3, 28, 28)
     expected = torch.from_numpy(arrays["train-images-idx3-ubyte"][4])
@@ -369,7 +370,7 @@ def test_data_are_downloaded_once_or_the_failure_told(tmp_path, monkeypatch, dat
     first = load(dataset, tmp_path / "new")
     second = load(dataset, tmp_path / "new")
     assert len(calls) == 1 and first.train[:] == second.train[:]
-    assert "downloaded to" in first.notes[0] and second.notes == ()
+    assert "downloaded to" in first.notes[0] and first.notes[1:] == second.notes
 
 
 def test_processes_that_start_together_download_once(tmp_path, monkeypatch):

@@ -70,6 +70,19 @@ def test_a_coco_record_that_cannot_be_used_is_shown(tmp_path, changes, words, wi
     assert words in refusal("coco", tmp_path, **(MASKS if with_masks else {}))
 
 
+def test_a_coco_annotation_that_cannot_be_used_is_named_by_its_id(tmp_path):
+    first, second = coco_content()["annotations"]
+    make_coco(tmp_path, annotations=[first, second | {"id": 4711, "bbox": [1, 2, 3]}])
+    assert "has the annotation with the id 4711, which" in refusal("coco", tmp_path)
+
+
+def test_a_coco_image_under_two_ids_is_refused(tmp_path):
+    first, second = coco_content()["images"]
+    make_coco(tmp_path, images=[first, second, {"id": 77, "file_name": "./a.jpg"}])
+    message = refusal("coco", tmp_path)
+    assert "instances_train2017.json lists ./a.jpg under the ids 5 and 77" in message
+
+
 def test_coco_ids_may_be_texts_and_numbers(tmp_path):
     content = coco_content()
     content["categories"][0]["id"] = content["annotations"][0]["category_id"] = "seven"

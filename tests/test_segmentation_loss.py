@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from errors import UserError
 from tasks.segmentation import metrics
 from tasks.segmentation.loss import (
     cross_entropy_sum,
@@ -73,6 +74,11 @@ def test_metrics_leave_out_absent_classes() -> None:
             "iou/square": 0,
         }
     )
+
+
+def test_masks_without_a_pixel_to_score_are_refused() -> None:
+    with pytest.raises(UserError, match="Every pixel of the scored masks is ignored"):
+        segmentation_metrics(torch.zeros(4, 4, dtype=torch.float64), ["a", "b", "c", "d"])
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

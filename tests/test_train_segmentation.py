@@ -234,6 +234,37 @@ def test_eval_size_scores_at_the_label_s_resolution(train, monkeypatch) -> None:
     assert {tuple(group["mask"].shape[-2:]) for group in seen} == {(32, 32)}
 
 
+def make_folder(root: Path, val: int) -> str:
+    """A data set whose masks hold the class 1, and one value in validation."""
+    for split, value in (("train", 1), ("val", val)):
+        for kind, brightness in (("images", 90), ("masks", value)):
+            (root / split / kind).mkdir(parents=True)
+            for name in "ab":
+                pixels = np.full((32, 32), brightness, np.uint8)
+                Image.fromarray(pixels).save(root / split / kind / f"{name}.png")
+    return str(root)
+
+
+def test_a_head_for_as_many_other_classes_is_kept_with_a_note(
+    train, baseline: Run, tmp_path, capsys
+) -> None:
+    folder, names = make_folder(tmp_path / "data", val=1), [f"kind {n}" for n in range(7)]
+    data = {"dataset": "folder", "data_dir": folder, "class_names": names}
+    given = {"weights": str(baseline.path), "max_steps": 1}
+    train("other", **given, **data)
+    note = "(first kind 0 instead of background): its head, which has the same shape, is kept"
+    assert note in capsys.readouterr().out
+    train("same", **given)
+    assert "its head" not in capsys.readouterr().out
+
+
+def test_masks_without_a_pixel_to_score_end_the_run_which_is_saved(train, tmp_path) -> None:
+    folder = make_folder(tmp_path / "data", val=255)
+    with pytest.raises(UserError, match="Every pixel of the scored masks is ignored"):
+        train(dataset="folder", data_dir=folder, max_steps=2)
+    assert list(tmp_path.rglob("checkpoints/step_00000001"))
+
+
 def test_eval_only_scores_given_weights(train, baseline: Run) -> None:
     best = str(baseline.path / "best.safetensors")
     run = train(eval_only=True, weights=best, ema=0.0)

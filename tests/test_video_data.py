@@ -411,11 +411,10 @@ def test_test_data_that_validate_are_noted(tmp_path):
     table = "label,file\nx,a.mp4\ny,a.mp4\n"
     for name in ("train", "validate", "test"):
         (tmp_path / f"{name}.csv").write_text(table)
-    data = load("kinetics", tmp_path)
-    assert not data.notes  # Kinetics calls the list for validation validate
+    (note,) = load("kinetics", tmp_path).notes  # Kinetics calls the list for validation validate
+    assert note.startswith("1 of 1 validation files are training files too")
     (tmp_path / "validate.csv").unlink()
-    (note,) = load("kinetics", tmp_path).notes
-    assert "test is used to validate" in note
+    assert "test is used to validate" in load("kinetics", tmp_path).notes[0]
 
 
 def write_table(path: Path, header: str, *lines: str) -> None:
@@ -443,7 +442,10 @@ def test_kinetics(tmp_path):
         "abc_000010_000020": "tap dancing",
         "whole-1": "yoga",
     }
-    assert "1 videos" in data.notes[0] and len(data.notes) == 1
+    assert "1 videos" in data.notes[0]
+    assert data.notes[1:] == (
+        "val: 1 of 2 classes have no video, and count in no mean: tap dancing.",
+    )
     reader = reader_of(data)
     assert data.train[0]["start"] is None  # the file is the part itself
     with reader.open(1) as sample:

@@ -243,7 +243,8 @@ def test_lists_of_paths_and_labels(tmp_path, line, labels):
         assert data.classes == ["class 0", "class 1"] and "2 classes" in data.notes[0]
         (tmp_path / "classes.txt").write_text("walk\nrun\n")
         data = load("list", tmp_path)
-        assert not data.notes and data.classes == names
+        assert data.classes == names
+        assert data.notes == ("val: 1 of 2 classes have no video, and count in no mean: walk.",)
     assert labels_by_name(data, data.train) == {"a": "walk", "b c": "run"}
     assert labels_by_name(data, data.val) == {"d": "run"}
     if labels == "numbers":
@@ -276,9 +277,13 @@ def test_lists_that_cannot_be_used(tmp_path):
         ("gone.mp4 0\n", "gone.mp4, which is not there"),
         ("\n", "lists no video"),
         ("a.mp4 0\nb.mp4 5000\n", "number them from 0"),
+        ("a.mp4 0\nb.mp4 1\n./a.mp4 1\n", "the label 1, and an earlier one gives it 0"),
+        ("b.mp4 1\n", "the class class 0, but no training video"),
     ):
         (tmp_path / "train.txt").write_text(text)
         assert words in refused("list", tmp_path)
+    (tmp_path / "train.txt").write_text("a.mp4 walk\nb.mp4 run\na.mp4 run\n")
+    assert "the label run, and an earlier one gives it walk" in refused("list", tmp_path)
     (tmp_path / "train.txt").write_text("a.mp4 0\nb.mp4 1\n")
     (tmp_path / "val.txt").rename(tmp_path / "test.txt")
     assert any("test is used to validate" in note for note in load("list", tmp_path).notes)

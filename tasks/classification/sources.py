@@ -5,6 +5,7 @@ tasks/classification/folders.py, data sets that are stored as arrays in arrays.p
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from data import synthetic
 from data.class_lists import require_classes
 from data.faults import Faults
 from data.hub import Media, classes_of, hub_name, labelled, labelled_only, open_hub, require_columns
+from data.notes import class_notes, label_counts
 from data.png import stored_png
 from data.sources import evenly_spaced, load_from
 from tasks.classification.arrays import load_cifar, load_fake, load_fashion_mnist
@@ -27,7 +29,10 @@ def load_data(options: SourceOptions, faults: Faults | None = None) -> Classific
     Raises:
         UserError: there is no such data set, or it isn't in the layout expected.
     """
-    return load_from(SOURCES, options, faults)
+    data = load_from(SOURCES, options, faults)
+    train, val = (label_counts(rows, data.classes) for rows in (data.train, data.val))
+    more = class_notes(data.classes, train, val, "image")
+    return replace(data, notes=data.notes + more)
 
 
 def load_synthetic(options: SourceOptions, faults: Faults) -> ClassificationData:

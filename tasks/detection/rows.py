@@ -8,8 +8,8 @@ from typing import Any
 import datasets
 
 from data.decode import cell_name
-from data.folders import EXAMPLES
 from data.masks import Color
+from data.notes import EXAMPLES
 from tasks.detection.headers import Header, Size
 from tasks.detection.instance_masks import Outline
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from data.balance import repeat_factors
 from data.decode import cell_name
 from data.faults import Faults
-from data.folders import EXAMPLES
+from data.notes import class_notes
 from data.sources import load_from
 from errors import UserError
 from tasks.detection.formats.boxes_csv import load_csv
@@ -57,13 +57,7 @@ def load_data(options: DetectionOptions, faults: Faults | None = None) -> Detect
             if faults is None:
                 raise UserError(sentence)
             faults.add(options.data_dir or options.dataset, sentence)
-    missing = [name for name, count in zip(data.classes, counts["val"], strict=True) if not count]
-    if missing:
-        shown = ", ".join(missing[:EXAMPLES]) + (" and others" if len(missing) > EXAMPLES else "")
-        notes += (
-            f"val: {len(missing)} of {len(data.classes)} classes have no object, and count in no "
-            f"mean: {shown}.",
-        )
+    notes += class_notes(data.classes, counts["train"], counts["val"], "object")
     if options.balance_classes:
         most = repeat_factors([objects["category"] for objects in data.train["objects"]]).max()
         done = f"images of rare classes are seen up to {most:.1f} times as often"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from data.masks import IGNORE
+from errors import UserError
 from tasks.segmentation.loss import cross_entropy_sum
 
 # Logits that are counted at once on the CPU: they and what is made of them fit into a core's cache.
@@ -86,7 +87,16 @@ def segmentation_metrics(confusion: Tensor, classes: Sequence[str]) -> dict[str,
     Returns:
         "miou", the mean over the classes that occur in truth or prediction; "pixel_accuracy"; and
         the IoU of each of these classes as "iou/<name>".
+
+    Raises:
+        UserError: there are no pixels.
     """
+    if not confusion.any():
+        raise UserError(
+            "Every pixel of the scored masks is ignored, so there is nothing to score: "
+            "--check_data shows what the masks hold; correct them, or the class file that says "
+            "what their values mean."
+        )
     hits = confusion.diagonal()
     union = confusion.sum(0) + confusion.sum(1) - hits
     iou = {

@@ -191,12 +191,18 @@ def _labelled(file: Path, root: Path, faults: Faults) -> list[tuple[str, str]]:
     bases = [root, *(p for name in VIDEO_FOLDERS if (p := named(root, [name]))), file.parent]
     bases = [base for base in (*bases, own) if base and base.is_dir()]
     bases += [inner for base in bases[1:] for inner in subfolders(base)]
-    pairs = []
+    pairs, seen = [], {}
     for number, line in enumerate(read_text(file).splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         with faults.of(file, f"line {number}"):
-            pairs.append(_pair(line.strip(), bases, f"Line {number} of {file}"))
+            path, label = _pair(line.strip(), bases, f"Line {number} of {file}")
+            if label_text(seen.setdefault(path, label)) != label_text(label):
+                raise UserError(
+                    f"Line {number} of {file} gives {path} the label {label}, and an earlier one "
+                    f"gives it {seen[path]}: remove one."
+                )
+            pairs.append((path, label))
     if not pairs:
         faults.add(file, f"{file} lists no video: write a path and a label into each line.")
     return pairs

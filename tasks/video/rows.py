@@ -65,7 +65,8 @@ def make_data(
         notes: sentences for the user.
 
     Raises:
-        UserError: there are fewer than two classes, or a clip is of none of them.
+        UserError: there are fewer than two classes, or a clip is of none of them, or a clip to
+            score is of a class that none is to learn.
     """
     if val is None:
         # Parts of one video are held out together.
@@ -75,8 +76,11 @@ def make_data(
     if classes is None:
         classes = sorted({clip.label for clip in train})
     require_classes(classes, root)
-    known = set(classes)
-    unknown = next((clip for clip in (*train, *val) if clip.label not in known), None)
+    known, learned = set(classes), {clip.label for clip in train}  # a file may name more classes
+    parts = ((train, known), (val, known & learned))
+    unknown = next(
+        (clip for clips, names in parts for clip in clips if clip.label not in names), None
+    )
     if unknown:
         raise UserError(
             f"{unknown.path} is of the class {unknown.label}, but no training video in {root} is: "

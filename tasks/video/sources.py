@@ -4,6 +4,7 @@ The layouts are described in docs/data.md. Nothing is decoded here.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -31,6 +32,7 @@ from data.hub import (
     open_hub,
     require_columns,
 )
+from data.notes import class_notes, label_counts
 from data.paths import resolve
 from data.sources import load_from
 from errors import UserError
@@ -48,7 +50,10 @@ def load_data(options: VideoOptions, faults: Faults | None = None) -> VideoData:
     Raises:
         UserError: there is no such data set, or it isn't in the layout expected.
     """
-    return load_from(SOURCES, options, faults)
+    data = load_from(SOURCES, options, faults)
+    train, val = (label_counts(rows, data.classes) for rows in (data.train, data.val))
+    more = class_notes(data.classes, train, val, "video")
+    return replace(data, notes=data.notes + more)
 
 
 def load_synthetic(options: VideoOptions, faults: Faults) -> VideoData:

@@ -174,6 +174,7 @@ def _images(
     listed = list(read_each(file, "image", content.images, _image, faults))
     path_of = find_image_folder(root, split, file, [name for _, name, _ in listed])
     images: dict[Id, Annotated] = {}
+    ids: dict[str, Id] = {}  # by the image's path
     for position, (number, name, size) in enumerate(listed):
         if number in images:
             sentence = (
@@ -181,8 +182,15 @@ def _images(
             )
             faults.add(file, sentence, f"image {position + 1}")
             continue
+        path = str(path_of(name))
+        if (first := ids.setdefault(path, number)) != number:
+            sentence = (
+                f"{file} lists {name} under the ids {first} and {number}: keep one, and give its "
+                "annotations that image_id."
+            )
+            faults.add(file, sentence, f"image {position + 1}")  # kept, since objects refer to it
         image_id = number if isinstance(number, int) else position
-        images[number] = Annotated(str(path_of(name)), size, image_id)
+        images[number] = Annotated(path, size, image_id)
 
     def add(entry: dict[str, Any]) -> None:
         image, category = identity(entry["image_id"]), identity(entry["category_id"])

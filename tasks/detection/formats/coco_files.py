@@ -5,7 +5,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PureWindowsPath
 
-from data.folders import EXAMPLES, TRAIN, VAL, entries, subfolders
+from data.folders import TRAIN, VAL, entries, subfolders
+from data.notes import some_of
 from data.sources import evenly_spaced
 from data.textfiles import read_json_lists
 from errors import UserError
@@ -92,10 +93,9 @@ def _only_coco_file(folder: Path) -> Path | None:
 
 def _only(files: list[Path]) -> Path:
     if len(files) > 1:
-        shown = ", ".join(file.name for file in files[:EXAMPLES])
         raise UserError(
             f"{files[0].parent} and what lies in it hold several COCO files that could be meant "
-            f"({shown}): keep one."
+            f"({some_of([file.name for file in files])}): keep one."
         )
     return files[0]
 

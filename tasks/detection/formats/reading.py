@@ -73,7 +73,10 @@ def read_each(
 
 
 def shown(record: Any) -> str:
-    """A record as a message can show it, in a line."""
+    """A record as a message can show it, in a line: by its id, if it has one."""
+    number = record.get("id") if isinstance(record, dict) else None
+    if isinstance(number, int | str):
+        return f"with the id {' '.join(f'{number!s:.40}'.split())}"
     try:
         return f"{' '.join(f'{record!s:.200}'.split()):.80}"
     except RecursionError:

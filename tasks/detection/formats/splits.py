@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.faults import Faults
-from data.folders import EXAMPLES, TRAIN, VAL, left_out_note, stand_in_note
+from data.folders import TRAIN, VAL, left_out_note, stand_in_note
 from data.holdout import hold_out, wants_holdout
+from data.notes import some_of
 from data.paths import relative
 from errors import UserError
 from tasks.detection.options import DetectionOptions
@@ -123,7 +124,5 @@ def unused_note(unused: Sequence[Path], what: str) -> tuple[str, ...]:
     """
     if not unused:
         return ()
-    shown = ", ".join(map(str, unused[:EXAMPLES]))
-    more = " and others" if len(unused) > EXAMPLES else ""
     have = f"1 {what} has" if len(unused) == 1 else f"{len(unused)} {what}s have"
-    return (f"{have} no image and count for nothing: {shown}{more}.",)
+    return (f"{have} no image and count for nothing: {some_of([*map(str, unused)])}.",)
