@@ -6,7 +6,7 @@ Nothing here imports torch, so that options can be read from such a file before 
 import importlib.metadata
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -127,20 +127,33 @@ def read_about(path: str | Path) -> About | None:
     return None if text is None else parse_about(text, str(path))
 
 
-def refuse_other_classes(path: str | Path, classes: list[str], options: Any) -> None:
-    """Make sure that data of ``classes`` can be scored with a file's weights.
+def compare_classes(
+    path: str | Path, task: str, classes: list[str], options: Any, say: Callable[[str], None]
+) -> None:
+    """Look whether a file's class ids mean what those of the data do.
 
     Args:
         path: of the file.
+        task: that is trained or scored.
         classes: of the data.
-        options: which the data was read with.
+        options: of the training script, which the data was read with.
+        say: gets a sentence where training starts from a head for as many other classes; one for
+            another number is left out, which is said where the weights are loaded.
 
     Raises:
-        UserError: the file says that its class ids mean others.
+        UserError: the classes differ, and the weights are to be scored.
     """
     about = read_about(path)
-    if about is not None and about.classes != classes:
+    if about is None or about.classes == classes:
+        return
+    if options.eval_only:
         raise different_classes("the data", classes, about.classes, options, "--class_names")
+    if about.task == task and len(about.classes) == len(classes):
+        say(
+            f"The classes of the data are not those of {path} "
+            f"({_difference(classes, about.classes)}): its head, which has the same shape, is kept "
+            "to start from."
+        )
 
 
 def different_classes(
@@ -164,25 +177,6 @@ def different_classes(
     return UserError(
         f"The classes of {what} are not those of the weights ({difference}), so the scores would "
         f"mean nothing: take the data that the weights were trained on{advice}."
-    )
-
-
-def kept_head_note(path: str | Path, task: str, classes: list[str]) -> str | None:
-    """A sentence where training starts from a head for other classes, which fits by its shape.
-
-    Args:
-        path: the file of weights.
-        task: that is trained.
-        classes: to learn.
-    """
-    about = read_about(path)
-    if about is None or about.task != task or about.classes == classes:
-        return None
-    if len(about.classes) != len(classes):
-        return None  # its head is left out, which is said where the weights are loaded
-    return (
-        f"The classes of the data are not those of {path} ({_difference(classes, about.classes)}): "
-        "its head, which has the same shape, is kept to start from."
     )
 
 

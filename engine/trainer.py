@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from engine.about import About, kept_head_note, refuse_other_classes
+from engine.about import About, compare_classes
 from engine.captured_step import CapturedStep, captures, graph_recorder
 from engine.evaluation import Evaluator
 from engine.loaders import Loading, count_workers, train_batches
@@ -95,12 +95,10 @@ class Trainer(Loop):
         optimizer = create_optimizer(model, options)
         checkpoint = self._resume(State(model, ema, optimizer, accelerator.scaler, Progress()))
         if not checkpoint and options.weights not in NAMED_WEIGHTS:
-            path, classes = find_weights(options.weights), task.inference.classes
             if options.eval_only:
                 refuse_incomplete(model, options.weights)
-                refuse_other_classes(path, classes, options)
-            elif note := kept_head_note(path, task.name, classes):
-                accelerator.print(note)
+            path, classes = find_weights(options.weights), task.inference.classes
+            compare_classes(path, task.name, classes, options, accelerator.print)
         self.first_step = self.state.progress.step
         self.train_batches, self.evaluator = self._start_loaders()
         self.loaders = self.train_batches, *self.evaluator.loaders

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from data.masks import default_colors
 from data.pixels import IMAGENET
-from engine.about import About, data_of
+from engine.about import About, compare_classes, data_of
 from engine.collectives import sum_over_processes
 from engine.inference import compute_dtype
 from engine.loaders import Loading, count_workers
@@ -25,6 +25,7 @@ from engine.state import Progress
 from engine.task import Evaluation, Losses
 from errors import UserError
 from figures.confusion import confusion_figure
+from models.find_weights import NAMED_WEIGHTS, find_weights
 from pipeline.batches import Batch, PipelineBatches, PipelineKeys
 from pipeline.cut import Cut, Stage
 from pipeline.options import PipelineOptions
@@ -83,6 +84,9 @@ class PipelineTrainer(Loop):
             nesterov=options.momentum > 0,
         )
         checkpoint = self._resume(PipelineState(stage, None, optimizer, None, Progress(), place))
+        if not checkpoint and options.weights not in NAMED_WEIGHTS:
+            path, say = find_weights(options.weights), accelerator.print
+            compare_classes(path, "classification", data.classes, options, say)
         self.first_step = self.state.progress.step
         self.pipeline = Pipeline(
             stage,

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.nn import functional as F
@@ -23,6 +24,7 @@ from torchvision.models import resnet50
 import train_pipeline
 from data.pixels import IMAGENET
 from data.stream import SampleKey, SampleStream
+from engine.about import KEY
 from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.command_line import parse
 from engine.loaders import Loading
@@ -317,7 +319,7 @@ def test_a_finished_run_is_evaluated_on_one_process(two, alone) -> None:
     assert run.evals[-1] == pytest.approx(before, rel=1e-9)
 
 
-def test_one_process_is_one_stage_and_loads_the_weights_of_several(two, alone) -> None:
+def test_one_process_is_one_stage_and_loads_the_weights_of_several(two, alone, tmp_path) -> None:
     weights = two["gpipe"].path / "checkpoints" / "step_00000003" / "model.safetensors"
     run = alone(weights=str(weights), max_steps=0, epochs=0)
     assert run.status == 0 and run.summary["steps"] == 0
@@ -326,6 +328,13 @@ def test_one_process_is_one_stage_and_loads_the_weights_of_several(two, alone) -
     again = load_file(run.path / "best.safetensors")
     for name, tensor in load_file(weights).items():
         assert torch.equal(again[name], tensor.float().to(tensor)), name
+
+    with safe_open(run.path / "best.safetensors", "pt") as file:
+        about = json.loads(file.metadata()[KEY])
+    about["classes"].reverse()
+    save_file(again, reordered := tmp_path / "reordered.safetensors", {KEY: json.dumps(about)})
+    with pytest.raises(UserError, match="are not those of the weights"):
+        alone(weights=str(reordered), eval_only=True, output_dir=str(tmp_path / "other"))
 
 
 def test_weights_that_are_no_numbers_are_not_saved(alone, tmp_path) -> None:
