@@ -68,7 +68,9 @@ def make_data(
         UserError: there are fewer than two classes, or a clip is of none of them, or a clip to
             score is of a class that none is to learn.
     """
+    mend = "correct its class"
     if val is None:
+        mend = "hold out other videos (--val_share, --fold)"
         # Parts of one video are held out together.
         names = [relative(root, clip.path or "") for clip in train]
         train, val, more = hold_out(train, names, options, root, [clip.label for clip in train])
@@ -84,7 +86,7 @@ def make_data(
     if unknown:
         raise UserError(
             f"{unknown.path} is of the class {unknown.label}, but no training video in {root} is: "
-            "correct its class, or remove it."
+            f"{mend}, or remove it."
         )
     return VideoData(to_rows(train, classes), to_rows(val, classes), classes, notes)
 
