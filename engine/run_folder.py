@@ -76,8 +76,8 @@ class RunFolder:
     def write_options(self, options: CommonOptions) -> None:
         """Write config.yaml, which ``--config`` reads.
 
-        With ``--resume auto`` it continues the run; with another ``--output_dir`` it repeats it, on
-        as many processes, or on others with ``--global_batch_size``.
+        With ``--resume auto`` it continues the run. With another ``--output_dir`` it repeats it on
+        the same number of processes; on another number ``--global_batch_size`` must be given too.
         """
         values = asdict(options) | {"output_dir": str(self.path)}
         values.pop("resume", None)
